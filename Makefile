@@ -1,0 +1,68 @@
+# Everything that a developer runs. It needs make and Python 3.10 or newer; pip fetches the rest, once.
+#
+#   make PYTHON=python3.12 test      another Python
+#   make PIP_ARGS="..." demo         further arguments of pip, such as the index of PyTorch's CPU builds
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin
+
+# A full development set-up serves the demo as well.
+DEMO_READY := $(or $(wildcard $(VENV)/.ready-dev),$(VENV)/.ready-geometry)
+
+.PHONY: help demo test lint format types imports docs minimal clean
+
+help:
+	@echo "make demo      match the two bundled photographs"
+	@echo "make test      everything that has to pass: lint, types, imports, all tests"
+	@echo "make lint      ruff, check and format"
+	@echo "make format    let ruff repair and format the files"
+	@echo "make types     pyright"
+	@echo "make imports   the order of the folders (import-linter)"
+	@echo "make docs      run the commands and examples of README.md and docs/"
+	@echo "make minimal   install without extras in a fresh environment, import every module, match"
+	@echo "make clean     remove the environment and what tools left behind"
+
+demo: $(DEMO_READY)
+	$(RUN)/keyglue match assets/motorcycle_left.png assets/motorcycle_right.png -o matches.png
+	@echo "The matches are drawn in $(CURDIR)/matches.png"
+
+test: lint types imports
+	$(RUN)/pytest -q
+
+lint: $(VENV)/.ready-dev
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+format: $(VENV)/.ready-dev
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+types: $(VENV)/.ready-dev
+	$(RUN)/pyright
+
+imports: $(VENV)/.ready-dev
+	$(RUN)/lint-imports
+
+docs: $(VENV)/.ready-dev
+	$(RUN)/pytest -q tests/docs
+
+minimal:
+	rm -rf build/minimal
+	$(PYTHON) -m venv build/minimal
+	build/minimal/bin/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) .
+	build/minimal/bin/python tests/architecture/minimal_install.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache matches.png
+
+# One stamp a set of extras: a second call is instant, a changed requirement installs again.
+$(VENV)/.ready-%: pyproject.toml constraints.txt | $(RUN)/python
+	$(RUN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[$*]'
+	@touch $@
+
+$(RUN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "keyglue needs Python 3.10 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)

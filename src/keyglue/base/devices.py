@@ -1,0 +1,46 @@
+"""Choosing the device and floating point type of a computation. Nothing here changes global state."""
+
+from __future__ import annotations
+
+import torch
+
+from keyglue.base.errors import InputError
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def resolve_device(device: str | torch.device | int | None) -> torch.device:
+    """Return the device asked for, or the best one there is: CUDA, Apple's MPS, then the CPU.
+
+    Raises:
+        InputError: The name is unknown or the device is not on this machine.
+    """
+    if device is None or device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        chosen = torch.device("cpu" if device == -1 else device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"unknown device {device!r}. Use 'cpu', 'cuda', 'cuda:0' or 'mps'.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {str(device)!r} was asked for, but this torch finds no CUDA device. Use 'cpu'.")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device 'mps' was asked for, but this torch finds no Apple GPU. Use 'cpu'.")
+    return chosen
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, default: torch.dtype = torch.float32) -> torch.dtype:
+    """Return a floating point type from a torch type or its name ("float32", "torch.bfloat16", ...).
+
+    Raises:
+        InputError: It is not one of float16, bfloat16, float32, float64.
+    """
+    if dtype is None:
+        return default
+    found = dtype if isinstance(dtype, torch.dtype) else _DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None or found not in _DTYPES.values():
+        raise InputError(f"unknown dtype {dtype!r}. Use one of {', '.join(_DTYPES)}.")
+    return found

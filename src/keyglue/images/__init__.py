@@ -1,0 +1,1 @@
+"""Image file to image tensor: reading, resizing, colour, coordinates, the processor, drawing."""

@@ -1,0 +1,138 @@
+"""Pixel coordinates and their frames: the only place that knows where a pixel's centre is.
+
+Points are (..., 2) x and y, sizes are (height, width). x goes right, y goes down, and the centre of the top-left pixel
+is (0, 0), so an image covers [-0.5, width - 0.5] x [-0.5, height - 0.5]. Every function takes torch tensors and NumPy
+arrays and returns what it was given. A size is a tuple, or a tensor or array (..., 2) with one size for each leading
+index of the points: relative (B, 2, K, 2) goes with sizes (B, 2, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Points = TypeVar("Points", Tensor, NDArray[Any])
+Size: TypeAlias = Sequence[int] | Tensor | NDArray[Any]
+
+
+def resize_keypoints(keypoints: Points, from_size: Size, to_size: Size) -> Points:
+    """Map points of an image to the same image resized: (p + 0.5) s - 0.5 on each axis.
+
+    Args:
+        keypoints: (..., N, 2) pixels of the image of ``from_size``.
+        from_size: Height and width before.
+        to_size: Height and width after.
+
+    Returns:
+        (..., N, 2) pixels of the image of ``to_size``.
+    """
+    points = _floating(keypoints)
+    scale = _width_height(to_size, points) / _width_height(from_size, points)
+    return cast("Points", (points + 0.5) * scale - 0.5)
+
+
+def relative_to_pixels(relative: Points, size: Size) -> Points:
+    """Turn relative points, x / width and y / height as other implementations give them, into pixels.
+
+    Args:
+        relative: (..., N, 2) relative points.
+        size: Height and width of the image that the points are relative to.
+
+    Returns:
+        (..., N, 2) pixels of that image.
+    """
+    points = _floating(relative)
+    return cast("Points", points * _width_height(size, points))
+
+
+def pixels_to_relative(keypoints: Points, size: Size) -> Points:
+    """Turn pixels into relative points, x / width and y / height: the inverse of ``relative_to_pixels``."""
+    points = _floating(keypoints)
+    return cast("Points", points / _width_height(size, points))
+
+
+def normalize_keypoints(keypoints: Points, size: Size) -> Points:
+    """Centre points and scale them by the longer side, (p - size / 2) / (max(size) / 2), as LightGlue takes them.
+
+    Args:
+        keypoints: (..., N, 2) pixels.
+        size: Height and width of the image that the points lie in.
+
+    Returns:
+        (..., N, 2) in [-1, 1]; the shorter side covers less than that.
+    """
+    points = _floating(keypoints)
+    half = _width_height(size, points) / 2
+    longest = half.max(-1, keepdims=True) if isinstance(half, np.ndarray) else half.amax(-1, keepdim=True)
+    return cast("Points", (points - half) / longest)
+
+
+def to_colmap(keypoints: Points) -> Points:
+    """Move points to COLMAP's frame, where the centre of the top-left pixel is (0.5, 0.5)."""
+    return cast("Points", _floating(keypoints) + 0.5)
+
+
+def from_colmap(keypoints: Points) -> Points:
+    """Move points from COLMAP's frame to ours: the inverse of ``to_colmap``."""
+    return cast("Points", _floating(keypoints) - 0.5)
+
+
+def rotate_keypoints(keypoints: Points, quarter_turns: int, size: tuple[int, int]) -> Points:
+    """Map points of an image to that image turned counter-clockwise, as ``torch.rot90`` and ``np.rot90`` turn it.
+
+    Args:
+        keypoints: (..., 2) pixels of the upright image.
+        quarter_turns: Number of quarter turns, any integer.
+        size: Height and width of the upright image.
+
+    Returns:
+        (..., 2) pixels of the turned image.
+    """
+    points = _floating(keypoints)
+    height, width = size
+    x, y = points[..., 0], points[..., 1]
+    turned = {
+        0: (x, y),
+        1: (y, width - 1 - x),
+        2: (width - 1 - x, height - 1 - y),
+        3: (height - 1 - y, x),
+    }[quarter_turns % 4]
+    if isinstance(points, np.ndarray):
+        return cast("Points", np.stack(cast("Any", turned), axis=-1))
+    return cast("Points", torch.stack(cast("Any", turned), dim=-1))
+
+
+def unrotate_keypoints(keypoints: Points, quarter_turns: int, size: tuple[int, int]) -> Points:
+    """Map points of a turned image back: the inverse of ``rotate_keypoints``.
+
+    Args:
+        keypoints: (..., 2) pixels of the turned image.
+        quarter_turns: Number of quarter turns that the image was turned counter-clockwise.
+        size: Height and width of the upright image, before it was turned.
+
+    Returns:
+        (..., 2) pixels of the upright image.
+    """
+    height, width = size
+    return rotate_keypoints(keypoints, -quarter_turns, (width, height) if quarter_turns % 2 else (height, width))
+
+
+def _floating(points: Any) -> Any:
+    """Return the points in a floating point type; whole numbers would cut the half pixels off."""
+    if isinstance(points, Tensor):
+        return points if points.is_floating_point() else points.float()
+    array = np.asarray(points)
+    return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float32)
+
+
+def _width_height(size: Size, points: Any) -> Any:
+    """Return (..., 1, 2) width and height of the kind, type and device of ``points``, ready to broadcast over them."""
+    if isinstance(points, Tensor):
+        return torch.as_tensor(size, dtype=points.dtype, device=points.device).flip(-1).unsqueeze(-2)
+    array = size.detach().cpu().numpy() if isinstance(size, Tensor) else np.asarray(size)
+    return array.astype(points.dtype)[..., None, ::-1]

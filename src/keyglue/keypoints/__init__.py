@@ -1,0 +1,1 @@
+"""Image tensor to Features: SuperPoint, SIFT and what they share."""

@@ -1,0 +1,320 @@
+"""SuperPoint: keypoints and descriptors from one fully convolutional network.
+
+DeTone, Malisiewicz, Rabinovich, "SuperPoint: Self-Supervised Interest Point Detection and Description", CVPR workshops 2018,
+arXiv 1712.07629. Parameter names are those of the published transformers checkpoints.
+
+Shapes: B images, C channels, h and w pixels, N keypoints, D descriptor. A cell is 8 x 8 pixels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from keyglue.base.checkpoints import StateDict
+from keyglue.base.config import PretrainedConfig, config_dataclass, require_bool, require_int, require_number
+from keyglue.base.errors import CheckpointError, ConfigError, InputError
+from keyglue.base.outputs import SuperPointKeypointDescriptionOutput, pad_stack
+from keyglue.base.types import Features
+from keyglue.images.coordinates import pixels_to_relative
+from keyglue.keypoints.detector import KeypointDetector, content_sizes, one_channel
+from keyglue.keypoints.formats import superpoint_from_original
+from keyglue.keypoints.nms import select_keypoints, suppress_non_maxima
+from keyglue.keypoints.sampling import sample_descriptors
+
+JOINT_PREFIX = "keypoint_detector."
+
+
+@config_dataclass
+class SuperPointConfig(PretrainedConfig):
+    """Settings of SuperPoint.
+
+    Args:
+        encoder_hidden_sizes: Channels of the encoder's stages; each but the last halves the resolution.
+        decoder_hidden_size: Channels between the two layers of both heads.
+        keypoint_decoder_dim: Pixels of a cell plus one for "no keypoint".
+        descriptor_decoder_dim: Length of a descriptor.
+        keypoint_threshold: Detection score that a keypoint must exceed.
+        max_keypoints: Largest number of keypoints an image; -1 for all.
+        nms_radius: No two keypoints lie within this many pixels along both axes.
+        border_removal_distance: Keypoints nearer than this many pixels to the edge are left out.
+        initializer_range: Standard deviation of random weights.
+        hf_compatible: Give transformers' numbers where they differ: keypoints stay at the right and bottom border,
+            and of a colour image only the first channel is seen.
+    """
+
+    model_type: ClassVar[str] = "superpoint"
+
+    encoder_hidden_sizes: tuple[int, ...] = (64, 64, 128, 128)
+    decoder_hidden_size: int = 256
+    keypoint_decoder_dim: int = 65
+    descriptor_decoder_dim: int = 256
+    keypoint_threshold: float = 0.005
+    max_keypoints: int = -1
+    nms_radius: int = 4
+    border_removal_distance: int = 4
+    initializer_range: float = 0.02
+    hf_compatible: bool = False
+
+    @property
+    def cell(self) -> int:
+        """Pixels of the image a cell of the descriptor map, along each axis."""
+        return 2 ** (len(self.encoder_hidden_sizes) - 1)
+
+    def validate(self) -> None:
+        """Check every value.
+
+        Raises:
+            ConfigError: A value is impossible or contradicts another one.
+        """
+        super().validate()
+        object.__setattr__(self, "encoder_hidden_sizes", tuple(self.encoder_hidden_sizes))
+        sizes = self.encoder_hidden_sizes
+        if len(sizes) < 2 or not all(type(size) is int and size > 0 for size in sizes):
+            raise ConfigError(f"encoder_hidden_sizes must hold two or more positive integers, got {sizes!r}.")
+        for name in ("decoder_hidden_size", "keypoint_decoder_dim", "descriptor_decoder_dim"):
+            require_int(self, name, 1)
+        if self.keypoint_decoder_dim != self.cell**2 + 1:
+            raise ConfigError(
+                f"keypoint_decoder_dim must be {self.cell**2 + 1} (a cell of {self.cell} x {self.cell} pixels and one "
+                f"for none) with {len(sizes)} encoder stages, got {self.keypoint_decoder_dim}."
+            )
+        require_number(self, "keypoint_threshold", 0, 1)
+        require_int(self, "max_keypoints", -1)
+        require_int(self, "nms_radius", 0)
+        require_int(self, "border_removal_distance", 0)
+        require_number(self, "initializer_range", 0)
+        require_bool(self, "hf_compatible")
+
+
+class ConvBlock(nn.Module):
+    """Two 3 x 3 convolutions with ReLU, then a halving of the resolution if ``pool``."""
+
+    def __init__(self, in_channels: int, out_channels: int, pool: bool) -> None:
+        super().__init__()
+        self.conv_a = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv_b = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C', h, w) or (B, C', h/2, w/2)."""
+        x = F.relu(self.conv_b(F.relu(self.conv_a(x))))
+        return F.max_pool2d(x, 2) if self.pool else x
+
+
+class Encoder(nn.Module):
+    """VGG-style encoder shared by both heads (section 3.1)."""
+
+    def __init__(self, config: SuperPointConfig) -> None:
+        super().__init__()
+        sizes = (1, *config.encoder_hidden_sizes)
+        last = len(sizes) - 2
+        self.conv_blocks = nn.ModuleList([ConvBlock(sizes[i], sizes[i + 1], pool=i < last) for i in range(last + 1)])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map images (B, 1, h, w) to the outputs of all stages; the last is (B, C, h/8, w/8)."""
+        stages: list[Tensor] = []
+        for block in self.conv_blocks:
+            x = block(x)
+            stages.append(x)
+        return stages
+
+
+class KeypointDecoder(nn.Module):
+    """Detector head (section 3.2): for each cell a softmax over its 64 pixels and "no keypoint"."""
+
+    def __init__(self, config: SuperPointConfig) -> None:
+        super().__init__()
+        self.conv_score_a = nn.Conv2d(config.encoder_hidden_sizes[-1], config.decoder_hidden_size, 3, padding=1)
+        self.conv_score_b = nn.Conv2d(config.decoder_hidden_size, config.keypoint_decoder_dim, 1)
+        self.cell = config.cell
+
+    def logits(self, encoded: Tensor) -> Tensor:
+        """Map (B, C, h/8, w/8) to (B, 65, h/8, w/8)."""
+        return self.conv_score_b(F.relu(self.conv_score_a(encoded)))
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """Map (B, C, h/8, w/8) to the probability (B, h, w) that a pixel is a keypoint, in float32."""
+        probabilities = self.logits(encoded).float().softmax(dim=1)[:, :-1]
+        return F.pixel_shuffle(probabilities, self.cell)[:, 0]
+
+
+class DescriptorDecoder(nn.Module):
+    """Descriptor head (section 3.3): one unit-length descriptor a cell."""
+
+    def __init__(self, config: SuperPointConfig) -> None:
+        super().__init__()
+        self.conv_descriptor_a = nn.Conv2d(config.encoder_hidden_sizes[-1], config.decoder_hidden_size, 3, padding=1)
+        self.conv_descriptor_b = nn.Conv2d(config.decoder_hidden_size, config.descriptor_decoder_dim, 1)
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """Map (B, C, h/8, w/8) to (B, D, h/8, w/8), in float32."""
+        return F.normalize(self.conv_descriptor_b(F.relu(self.conv_descriptor_a(encoded))).float(), dim=1)
+
+
+class SuperPointForKeypointDetection(KeypointDetector):
+    """SuperPoint with a documented transformers-style interface and ``extract`` for Features.
+
+    Args:
+        config: Settings; the weights are random.
+    """
+
+    config_class = SuperPointConfig
+    config: SuperPointConfig
+
+    def __init__(self, config: SuperPointConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.keypoint_decoder = KeypointDecoder(config)
+        self.descriptor_decoder = DescriptorDecoder(config)
+        self.init_weights()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        image_sizes: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+    ) -> SuperPointKeypointDescriptionOutput | tuple[Any, ...]:
+        """Find and describe the keypoints of a batch of images.
+
+        Args:
+            pixel_values: (B, C, h, w), C = 1 or 3, values from 0 to 1.
+            labels: Not used by this model; giving it is an error.
+            output_hidden_states: Return the output of each encoder stage.
+            return_dict: Return an output object (default) or a tuple.
+            image_sizes: (B, 2) height and width of the content of padded images.
+            pixel_mask: (B, h, w) nonzero on the content of padded images, instead of ``image_sizes``.
+
+        Raises:
+            InputError: A shape, type or value is not as described.
+        """
+        if labels is not None:
+            raise InputError("SuperPoint takes no labels in forward; `keyglue train superpoint_scratch` trains it.")
+        sizes = content_sizes(pixel_values, image_sizes, pixel_mask) if pixel_values.ndim == 4 else []
+        keep_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states: list[Tensor] | None = [] if keep_states else None
+        found = self._extract(pixel_values, sizes, states=states)
+        most = max((len(features) for features in found), default=0)
+        size_tensor = torch.tensor(sizes, device=pixel_values.device)
+        output = SuperPointKeypointDescriptionOutput(
+            keypoints=pixels_to_relative(pad_stack([f.keypoints for f in found], most), size_tensor),
+            scores=pad_stack([f.keypoint_scores for f in found if f.keypoint_scores is not None], most),
+            descriptors=pad_stack([f.descriptors for f in found], most),
+            mask=pad_stack([torch.ones(len(f), dtype=torch.int32, device=f.device) for f in found], most),
+            hidden_states=tuple(states) if states is not None else None,
+            image_sizes=size_tensor,
+        )
+        as_object = self.config.return_dict if return_dict is None else return_dict
+        return output if as_object else output.to_tuple()
+
+    def extract(self, image: Tensor, *, mask: Tensor | None = None) -> Features:
+        """Find and describe the keypoints of one image (C, h, w); see KeypointDetector.extract."""
+        if image.ndim != 3:
+            raise InputError(f"an image must have shape (C, h, w), got {tuple(image.shape)}.")
+        size = (image.shape[1], image.shape[2])
+        if mask is not None and tuple(mask.shape) != size:
+            raise InputError(f"a mask must have the image's size {size}, got {tuple(mask.shape)}.")
+        return self._extract(image[None], [size], masks=[mask])[0]
+
+    def extract_batch(self, pixel_values: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list[Features]:
+        """Find and describe the keypoints of padded images; see KeypointDetector.extract_batch."""
+        return self._extract(pixel_values, image_sizes)
+
+    def _extract(
+        self,
+        pixel_values: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        masks: Sequence[Tensor | None] | None = None,
+        states: list[Tensor] | None = None,
+    ) -> list[Features]:
+        gray = pixel_values[:, :1] if self.config.hf_compatible else one_channel(pixel_values)
+        gray = gray.to(device=self.device, dtype=self.dtype)
+        # Images of one content size run together; cropping keeps padding out of every convolution.
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, size in enumerate(sizes):
+            groups[size].append(index)
+        found: dict[int, Features] = {}
+        for (height, width), members in groups.items():
+            if min(height, width) < self.config.cell:
+                # Smaller than one cell: nothing can be detected.
+                found.update({index: self._nothing((height, width)) for index in members})
+                continue
+            stages = self.encoder(gray[members, :, :height, :width])
+            scores = self.keypoint_decoder(stages[-1])
+            descriptor_maps = self.descriptor_decoder(stages[-1])
+            for position, index in enumerate(members):
+                mask = masks[index] if masks is not None else None
+                found[index] = self._describe(scores[position], descriptor_maps[position], (height, width), mask)
+            if states is not None:
+                _collect(states, stages, members, gray.shape)
+        return [found[index] for index in range(len(sizes))]
+
+    def _nothing(self, size: tuple[int, int]) -> Features:
+        empty = torch.zeros(0, device=self.device)
+        return Features(
+            keypoints=empty.reshape(0, 2),
+            descriptors=empty.reshape(0, self.config.descriptor_decoder_dim),
+            image_size=size,
+            keypoint_scores=empty,
+            detector="superpoint",
+        )
+
+    def _describe(self, scores: Tensor, descriptor_map: Tensor, size: tuple[int, int], mask: Tensor | None) -> Features:
+        config = self.config
+        if mask is not None:
+            inside = mask.to(scores.device).bool()[: scores.shape[0], : scores.shape[1]]
+            scores = scores.masked_fill(~inside, 0)
+        scores = suppress_non_maxima(scores[None], config.nms_radius)[0]
+        keypoints, values = select_keypoints(
+            scores,
+            config.keypoint_threshold,
+            config.border_removal_distance,
+            config.max_keypoints,
+            border_right_bottom=not config.hf_compatible,
+        )
+        return Features(
+            keypoints=keypoints,
+            descriptors=sample_descriptors(keypoints, descriptor_map, config.cell),
+            image_size=size,
+            keypoint_scores=values,
+            detector="superpoint",
+        )
+
+    @classmethod
+    def _config_for(cls, values: dict[str, Any], state_dict: StateDict, overrides: dict[str, Any]) -> PretrainedConfig:
+        del state_dict
+        joint = values.get("keypoint_detector_config")
+        return super()._config_for(joint if isinstance(joint, dict) else values, {}, overrides)
+
+    @classmethod
+    def _from_checkpoint(cls, state_dict: StateDict, model: nn.Module) -> StateDict:
+        joint = {name.removeprefix(JOINT_PREFIX): t for name, t in state_dict.items() if name.startswith(JOINT_PREFIX)}
+        if joint:
+            return joint
+        if "conv1a.weight" in state_dict:
+            return superpoint_from_original(state_dict)
+        if not any(name.startswith("encoder.") for name in state_dict):
+            raise CheckpointError("this checkpoint holds no SuperPoint: no tensor is named encoder.* or conv1a.*.")
+        return state_dict
+
+
+def _collect(states: list[Tensor], stages: list[Tensor], members: list[int], shape: torch.Size) -> None:
+    """Write one group's encoder stages into zero-padded tensors for the whole batch."""
+    if not states:
+        count, _, height, width = shape
+        last = len(stages) - 1
+        for index, stage in enumerate(stages):
+            factor = 2 ** min(index + 1, last)
+            states.append(stage.new_zeros(count, stage.shape[1], height // factor, width // factor))
+    for state, stage in zip(states, stages, strict=True):
+        state[members, :, : stage.shape[2], : stage.shape[3]] = stage

@@ -1,0 +1,1 @@
+"""Two Features to Matches: nearest neighbours, and LightGlue as in the paper."""

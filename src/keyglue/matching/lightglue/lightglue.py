@@ -1,0 +1,183 @@
+"""LightGlue: the loop over layers (figure 3 of the paper), for any number of pairs of any number of keypoints.
+
+Every pair stops and drops points by itself. Pairs that stop and points that are dropped leave the tensors, so the work
+shrinks; the answer of a pair does not depend on the others.
+
+Shapes: T tokens of all images, M and N keypoints of a pair's two images, D width of the matcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from keyglue.base.checkpoints import StateDict
+from keyglue.base.errors import InputError
+from keyglue.base.pretrained import PreTrainedModel
+from keyglue.base.types import Features, Matches
+from keyglue.images.coordinates import normalize_keypoints
+from keyglue.keypoints.superpoint import JOINT_PREFIX
+from keyglue.matching.lightglue.assignment import MatchAssignment
+from keyglue.matching.lightglue.confidence import TokenConfidence, confidence_threshold, stops_early
+from keyglue.matching.lightglue.configuration import LightGlueConfig
+from keyglue.matching.lightglue.formats import config_of_original, matcher_from_checkpoint
+from keyglue.matching.lightglue.layer import TransformerLayer
+from keyglue.matching.lightglue.positional import PositionalEncoder
+from keyglue.matching.lightglue.pruning import points_to_keep
+from keyglue.matching.lightglue.ragged import Packing, Tokens
+from keyglue.matching.lightglue.recording import Recorder
+from keyglue.matching.lightglue.results import Results
+
+FeaturePair = tuple[Features, Features]
+
+
+class LightGlueMatcher(PreTrainedModel):
+    """The matcher alone: pairs of Features in, Matches out.
+
+    Args:
+        config: Settings; the weights are random.
+    """
+
+    config_class = LightGlueConfig
+    config: LightGlueConfig
+
+    def __init__(self, config: LightGlueConfig) -> None:
+        super().__init__(config)
+        layers = range(config.num_hidden_layers)
+        project = config.input_dim != config.descriptor_dim
+        self.input_projection = nn.Linear(config.input_dim, config.descriptor_dim) if project else nn.Identity()
+        self.positional_encoder = PositionalEncoder(config)
+        self.transformer_layers = nn.ModuleList([TransformerLayer(config) for _ in layers])
+        self.match_assignment_layers = nn.ModuleList([MatchAssignment(config) for _ in layers])
+        self.token_confidence = nn.ModuleList([TokenConfidence(config) for _ in layers[:-1]])
+        self.init_weights()
+
+    def match(self, features0: Features, features1: Features) -> Matches:
+        """Match the features of two images."""
+        with torch.inference_mode():
+            return self.match_pairs([(features0, features1)])[0]
+
+    def match_pairs(self, pairs: Sequence[FeaturePair], record: Recorder | None = None) -> list[Matches]:
+        """Match pairs of images, of any numbers of keypoints, each as if it were alone.
+
+        Args:
+            pairs: Features of image 0 and 1 of each pair.
+            record: Takes down hidden states and attentions.
+
+        Raises:
+            InputError: The descriptors are not as wide as the model expects, or scale and orientation are missing.
+        """
+        tokens = self.embed(pairs)
+        results = Results(tokens.packing, tokens.x.device)
+        tokens = tokens.without(tokens.hopeless())
+        for index, layer in enumerate(self.transformer_layers):
+            if not tokens.pairs:
+                break
+            tokens = tokens.updated(layer(tokens, record))
+            results.ran_layer(tokens)
+            confidence = self._confidence(index, tokens)
+            stopping = self._stopping(index, tokens, confidence, results.original_points)
+            results.finish(tokens, stopping, self.match_assignment_layers[index], self.config.filter_threshold)
+            if confidence is not None and self.config.width_confidence > 0:
+                tokens = tokens.keep(self._keep(index, tokens, confidence))
+            tokens = tokens.without({*stopping, *tokens.hopeless()})
+        return results.matches()
+
+    def embed(self, pairs: Sequence[FeaturePair]) -> Tokens:
+        """Return the tokens that enter the first layer: projected descriptors and positional encodings.
+
+        Raises:
+            InputError: The descriptors are not as wide as the model expects, or scale and orientation are missing.
+        """
+        images = [features for pair in pairs for features in pair]
+        for features in images:
+            if features.descriptors.shape[1] != self.config.input_dim:
+                raise InputError(
+                    f"this matcher takes descriptors of {self.config.input_dim} values, got "
+                    f"{features.descriptors.shape[1]} ({features.detector or 'unknown detector'}). "
+                    "Use the detector that the matcher was trained with."
+                )
+        packing = Packing(tuple(len(features) for features in images))
+        rows = [features.descriptors.to(device=self.device, dtype=self.dtype) for features in images]
+        x = self.input_projection(torch.cat(rows) if rows else torch.zeros(0, self.config.input_dim))
+        positions = [self._position(features) for features in images]
+        rotation = self.positional_encoder(torch.cat(positions) if positions else torch.zeros(0, 2))
+        origin = torch.arange(len(x), device=x.device)
+        return Tokens(x, rotation, origin, packing, tuple(range(len(pairs))))
+
+    def _position(self, features: Features) -> Tensor:
+        """Return (N, 2) positions relative to half the image's longer side, or (N, 4) with scale and orientation."""
+        position = normalize_keypoints(features.keypoints.to(self.device, torch.float32), features.image_size)
+        if not self.config.add_scale_ori:
+            return position
+        if features.scales is None or features.orientations is None:
+            raise InputError("this matcher reads keypoint scales and orientations; these features have none.")
+        more = torch.stack([features.scales, features.orientations], dim=1)
+        return torch.cat([position, more.to(position)], dim=1)
+
+    def _confidence(self, index: int, tokens: Tokens) -> Tensor | None:
+        """Return (T,) confidences where the layer has any and something depends on them."""
+        adaptive = not self.training and max(self.config.depth_confidence, self.config.width_confidence) > 0
+        return self.token_confidence[index](tokens.x) if adaptive and index < len(self.token_confidence) else None
+
+    def _stopping(
+        self, index: int, tokens: Tokens, confidence: Tensor | None, original_points: Sequence[int]
+    ) -> list[int]:
+        """Return the positions of the pairs that stop after this layer; after the last layer all do."""
+        if index == self.config.num_hidden_layers - 1:
+            return list(range(len(tokens.pairs)))
+        depth = self.config.depth_confidence
+        if confidence is None or depth <= 0:
+            return []
+        threshold = confidence_threshold(index, self.config.num_hidden_layers)
+        unconfident = tokens.packing.count_per_pair(confidence < threshold)
+        return [
+            position
+            for position, pair in enumerate(tokens.pairs)
+            if stops_early(unconfident[position], original_points[pair], depth)
+        ]
+
+    def _keep(self, index: int, tokens: Tokens, confidence: Tensor) -> Tensor:
+        """Return (T,) booleans, false for points that are dropped after this layer."""
+        keep = points_to_keep(
+            self.match_assignment_layers[index].matchability_of(tokens.x),
+            confidence,
+            confidence_threshold(index, self.config.num_hidden_layers),
+            self.config.width_confidence,
+        )
+        if self.config.pruning_min_keypoints > 0:
+            lengths = torch.tensor(tokens.packing.lengths, device=keep.device).view(-1, 2).sum(dim=1)
+            small = (lengths <= self.config.pruning_min_keypoints)[tokens.packing.image_of_token(keep.device) // 2]
+            keep |= small
+        return keep
+
+    def tokens_per_layer(self, pairs: Sequence[FeaturePair]) -> Iterator[Tokens]:
+        """Yield the tokens after each layer with no pair stopping and no point dropped, as training needs them."""
+        tokens = self.embed(pairs)
+        for layer in self.transformer_layers:
+            tokens = tokens.updated(layer(tokens))
+            yield tokens
+
+    def assign(self, index: int, tokens: Tokens) -> list[Tensor]:
+        """Return each pair's (M + 1, N + 1) log assignment from its tokens after layer ``index``."""
+        layer, slices = self.match_assignment_layers[index], tokens.packing.slices
+        return [layer(tokens.x[slices[i]], tokens.x[slices[i + 1]]) for i in range(0, len(slices), 2)]
+
+    def log_assignments(self, features0: Features, features1: Features) -> list[Tensor]:
+        """Return the (M + 1, N + 1) log assignment after each layer for one pair, with nothing stopped or dropped."""
+        layers = enumerate(self.tokens_per_layer([(features0, features1)]))
+        return [self.assign(index, tokens)[0] for index, tokens in layers]
+
+    @classmethod
+    def _read_single_file(cls, path: Path) -> tuple[StateDict, dict[str, Any]]:
+        state_dict, values = super()._read_single_file(path)
+        return state_dict, values or config_of_original(state_dict)
+
+    @classmethod
+    def _from_checkpoint(cls, state_dict: StateDict, model: nn.Module) -> StateDict:
+        named = matcher_from_checkpoint(state_dict, cast("LightGlueMatcher", model).config.num_attention_heads)
+        return {name: tensor for name, tensor in named.items() if not name.startswith(JOINT_PREFIX)}

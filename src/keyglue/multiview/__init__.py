@@ -1,0 +1,1 @@
+"""Matches to geometry: cameras, homographies, epipolar geometry, relative pose."""

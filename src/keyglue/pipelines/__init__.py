@@ -1,0 +1,1 @@
+"""Two image files to matches and geometry in one call."""

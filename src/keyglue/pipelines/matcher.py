@@ -1,0 +1,313 @@
+"""The short way: photographs in, matched points out.
+
+``match`` does everything for two photographs; ``Matcher`` keeps the model, so that images are described once and matched
+many times.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Self
+
+from keyglue.base.devices import resolve_device
+from keyglue.base.errors import InputError
+from keyglue.base.types import Features
+from keyglue.images.coordinates import resize_keypoints, unrotate_keypoints
+from keyglue.images.processor import LightGlueImageProcessor
+from keyglue.images.read import ImageInput, read_image, read_mask
+from keyglue.images.resize import resize_image, resized_size, to_grayscale
+from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
+from keyglue.pipelines.result import PairResult
+
+ResizeTo = int | tuple[int, int] | dict[str, int]
+# Long side of the copies on which rotate="auto" tries the four quarter turns.
+_SMALL = 480
+
+
+class Matcher:
+    """A loaded model with its preprocessing.
+
+    Args:
+        model: Detector and matcher.
+        processor: Says how images are resized.
+    """
+
+    def __init__(self, model: LightGlueForKeypointMatching, processor: LightGlueImageProcessor) -> None:
+        self.model = model
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        max_keypoints: int | None = None,
+        resize: ResizeTo | None = None,
+        filter_threshold: float | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model.
+
+        Args:
+            model: Name of a bundled model (the default), a local folder, or a Hub id.
+            device: Where to compute; the best device there is unless told.
+            dtype: Floating point type to compute in; float32 unless told.
+            max_keypoints: Largest number of keypoints an image; -1 for all; the model's own unless told.
+            resize: What images are resized to before detection: an int for the longest edge, (height, width), or a
+                processor's ``size``; the model's own unless told.
+            filter_threshold: Score that a match must exceed; the model's own unless told.
+            **kwargs: As for the model's ``from_pretrained``: ``revision``, ``cache_dir``, ``depth_confidence``, ...
+
+        Raises:
+            CheckpointError: The model is not there or damaged.
+            ConfigError: A setting is impossible.
+        """
+        if filter_threshold is not None:
+            kwargs["filter_threshold"] = filter_threshold
+        loaded = LightGlueForKeypointMatching.from_pretrained(
+            model, device=resolve_device(device), dtype=dtype, **kwargs
+        )
+        where = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
+        if resize is not None:
+            where["size"] = _size_rule(resize)
+        processor = LightGlueImageProcessor.from_pretrained(model, **where)
+        if max_keypoints is not None:
+            detector = loaded.keypoint_detector
+            detector.config = detector.config.replace(max_keypoints=max_keypoints)
+        return cls(loaded, processor)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of the matcher."""
+        return self.model.config.num_hidden_layers
+
+    def extract(self, image: ImageInput, *, mask: ImageInput | None = None) -> Features:
+        """Describe one image; keep the Features to match it many times.
+
+        Args:
+            image: Path, address, PIL image, array or tensor.
+            mask: Of the image's size, nonzero where keypoints are wanted.
+
+        Raises:
+            ImageError: The image cannot be read.
+            InputError: The mask does not fit the image.
+        """
+        pixels = read_image(image)
+        return self._describe(pixels, _mask_for(mask, pixels))
+
+    def match_features(self, features0: Features, features1: Features, *, seed: int = 0) -> PairResult:
+        """Match two images by their Features; coordinates are those of the original images.
+
+        Args:
+            features0: Of image 0.
+            features1: Of image 1.
+            seed: Seed of the robust estimators that the result offers.
+        """
+        start = time.perf_counter()
+        found = self.model.match(features0, features1)
+        indices = found.indices
+        return PairResult(
+            keypoints0=_original(features0),
+            keypoints1=_original(features1),
+            matches=indices.cpu().numpy(),
+            scores=_array(found.matching_scores0[indices[:, 0]]),
+            size0=features0.original_size or features0.image_size,
+            size1=features1.original_size or features1.image_size,
+            prune0=found.prune0.cpu().numpy(),
+            prune1=found.prune1.cpu().numpy(),
+            stop_layer=found.stop_layer,
+            num_layers=self.num_layers,
+            seed=seed,
+            milliseconds={"match": _since(start)},
+        )
+
+    def match(
+        self,
+        image0: ImageInput,
+        image1: ImageInput,
+        *,
+        mask: ImageInput | tuple[ImageInput | None, ImageInput | None] | None = None,
+        rotate: int | str = 0,
+        seed: int = 0,
+    ) -> PairResult:
+        """Match two photographs.
+
+        Args:
+            image0: Path, address, PIL image, array or tensor.
+            image1: The same.
+            mask: Nonzero where keypoints are wanted: one for both images, or one each (None for no mask).
+            rotate: Degrees to turn image 1 counter-clockwise before matching (0, 90, 180, 270), or "auto" to try all
+                four on small copies and keep the best. Coordinates are those of the image as given.
+            seed: Seed of the robust estimators that the result offers.
+
+        Raises:
+            ImageError: An image cannot be read.
+            InputError: A mask does not fit, or ``rotate`` is something else.
+        """
+        start = time.perf_counter()
+        pixels0, pixels1 = read_image(image0), read_image(image1)
+        mask0, mask1 = mask if isinstance(mask, tuple) else (mask, mask)
+        wanted0, wanted1 = _mask_for(mask0, pixels0), _mask_for(mask1, pixels1)
+        read = _since(start)
+        start = time.perf_counter()
+        turns = self._best_turn(pixels0, pixels1) if rotate == "auto" else _quarter_turns(rotate)
+        size1 = (pixels1.shape[1], pixels1.shape[2])
+        features0 = self._describe(pixels0, wanted0)
+        features1 = self._describe(_turn(pixels1, turns), None if wanted1 is None else _turn(wanted1, turns))
+        describe = _since(start)
+        result = self.match_features(features0, features1, seed=seed)
+        values = {field: getattr(result, field) for field in result.__dataclass_fields__}
+        values.update(
+            keypoints1=unrotate_keypoints(result.keypoints1, turns, size1),
+            size1=size1,
+            rotation=90 * turns,
+            milliseconds={"read": read, "describe": describe, **result.milliseconds},
+            images=(image0, image1),
+        )
+        return PairResult(**values)
+
+    def _describe(self, pixels: Tensor, mask: Tensor | None, size: dict[str, int] | None = None) -> Features:
+        """Describe an image (C, h, w) from 0 to 255 after resizing it; the mask has its original size."""
+        original = (pixels.shape[1], pixels.shape[2])
+        rule = size or (self.processor.size if self.processor.do_resize else None)
+        target = resized_size(original, rule) if rule is not None else original
+        resized = to_grayscale(resize_image(pixels, target, self.processor.resample)) / 255
+        wanted = None if mask is None else _resize_mask(mask, target)
+        features = self.model.extract(resized.to(self.model.device), mask=wanted)
+        return features if target == original else features.with_original_size(original)
+
+    def _best_turn(self, pixels0: Tensor, pixels1: Tensor) -> int:
+        small = {"longest_edge": _SMALL}
+        features0 = self._describe(pixels0, None, small)
+        quality: list[float] = []
+        for turns in range(4):
+            found = self.model.match(features0, self._describe(_turn(pixels1, turns), None, small))
+            quality.append(float(found.scores.sum()))
+        return int(np.argmax(quality))
+
+
+def match(
+    image0: ImageInput,
+    image1: ImageInput,
+    *,
+    model: str | os.PathLike[str] | Matcher | None = None,
+    max_keypoints: int | None = None,
+    resize: ResizeTo | None = None,
+    filter_threshold: float | None = None,
+    mask: ImageInput | tuple[ImageInput | None, ImageInput | None] | None = None,
+    rotate: int | str = 0,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    seed: int = 0,
+) -> PairResult:
+    """Find which points of two photographs are the same point of the world.
+
+    The model is kept between calls with the same settings. The answer depends only on the arguments: the same images and
+    seed give the same bits on the same machine.
+
+    Args:
+        image0: Path, address, PIL image, array or tensor.
+        image1: The same.
+        model: Name of a bundled model (the default), a local folder, a Hub id, or a Matcher, whose settings then hold.
+        max_keypoints: As for ``Matcher.from_pretrained``.
+        resize: As for ``Matcher.from_pretrained``; the aspect ratio is kept unless (height, width) is given.
+        filter_threshold: As for ``Matcher.from_pretrained``.
+        mask: As for ``Matcher.match``.
+        rotate: As for ``Matcher.match``.
+        device: As for ``Matcher.from_pretrained``.
+        dtype: As for ``Matcher.from_pretrained``.
+        seed: As for ``Matcher.match``.
+
+    Returns:
+        Matched points in pixels of the original images, best first; geometry and pictures on demand.
+
+    Raises:
+        KeyglueError: An image, the model or a setting is not as described; the text says which.
+    """
+    if isinstance(model, Matcher):
+        given = {"max_keypoints": max_keypoints, "resize": resize, "filter_threshold": filter_threshold}
+        given.update(device=device, dtype=dtype)
+        if any(value is not None for value in given.values()):
+            names = ", ".join(name for name, value in given.items() if value is not None)
+            raise InputError(f"{names}: a Matcher brings its own settings; give them to Matcher.from_pretrained.")
+        matcher = model
+    else:
+        size = None if resize is None else tuple(sorted(_size_rule(resize).items()))
+        matcher = _loaded(model, max_keypoints, size, filter_threshold, str(resolve_device(device)), dtype)
+    return matcher.match(image0, image1, mask=mask, rotate=rotate, seed=seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(
+    model: str | os.PathLike[str] | None,
+    max_keypoints: int | None,
+    size: tuple[tuple[str, int], ...] | None,
+    filter_threshold: float | None,
+    device: str,
+    dtype: str | torch.dtype | None,
+) -> Matcher:
+    return Matcher.from_pretrained(
+        model,
+        max_keypoints=max_keypoints,
+        resize=None if size is None else dict(size),
+        filter_threshold=filter_threshold,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _size_rule(resize: ResizeTo) -> dict[str, int]:
+    if isinstance(resize, dict):
+        return resize
+    if isinstance(resize, int) and not isinstance(resize, bool):
+        return {"longest_edge": resize}
+    if isinstance(resize, tuple) and len(resize) == 2:
+        return {"height": resize[0], "width": resize[1]}
+    raise InputError(f"resize must be an int (longest edge), (height, width) or a size dictionary, got {resize!r}.")
+
+
+def _mask_for(mask: ImageInput | None, pixels: Tensor) -> Tensor | None:
+    return None if mask is None else read_mask(mask, (pixels.shape[1], pixels.shape[2]))
+
+
+def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Take for each pixel of the resized image the mask at its centre."""
+    height, width = mask.shape
+    rows = ((torch.arange(size[0]) + 0.5) * (height / size[0])).long().clamp(max=height - 1)
+    columns = ((torch.arange(size[1]) + 0.5) * (width / size[1])).long().clamp(max=width - 1)
+    return mask[rows[:, None], columns[None, :]]
+
+
+def _quarter_turns(degrees: int | str) -> int:
+    if not isinstance(degrees, int) or degrees % 90:
+        raise InputError(f"rotate must be 0, 90, 180, 270 or 'auto', got {degrees!r}.")
+    return degrees // 90 % 4
+
+
+def _turn(image: Tensor, quarter_turns: int) -> Tensor:
+    return torch.rot90(image, quarter_turns, (-2, -1)) if quarter_turns else image
+
+
+def _original(features: Features) -> NDArray[np.float32]:
+    points = features.keypoints
+    if features.original_size is not None:
+        points = resize_keypoints(points, features.image_size, features.original_size)
+    return _array(points)
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    return tensor.detach().cpu().to(torch.float32).numpy()
+
+
+def _since(start: float) -> float:
+    return 1000 * (time.perf_counter() - start)

@@ -1,0 +1,1 @@
+"""People to any of the above: the command line."""

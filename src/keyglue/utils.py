@@ -1,0 +1,7 @@
+"""Helpers under the name that code written for the original repository imports: ``from keyglue.utils import load_image``."""
+
+from __future__ import annotations
+
+from keyglue.pipelines.original import load_image, match_pair, rbd
+
+__all__ = ["load_image", "match_pair", "rbd"]
