@@ -70,7 +70,7 @@ def test_floats_keep_their_precision_and_range(assets, resample):
     image = read_image(assets / "chelsea.png")
     exact = resize_image(image, (100, 150), resample)
     scaled = resize_image(image / 255, (100, 150), resample)
-    assert (scaled * 255 - exact).abs().max() <= 0.51  # bytes are rounded, floats are not
+    assert (scaled * 255 - exact).abs().max() <= 1.01  # bytes are rounded after each axis, floats are not
     assert scaled.min() >= 0
     assert scaled.max() <= 1
     if resample != Image.Resampling.NEAREST:

@@ -134,7 +134,9 @@ def test_detector_keeps_only_points_inside_the_border(both, photographs):
             b = theirs.keypoint_detector(image.expand(3, -1, -1)[None])
     finally:
         theirs.keypoint_detector.keypoint_decoder.max_keypoints = DETECTOR["max_keypoints"]
-    inside = ((b.keypoints[0] * torch.tensor([width, height])).round() < torch.tensor([width - 4, height - 4])).all(dim=1)
+    inside = ((b.keypoints[0] * torch.tensor([width, height])).round() < torch.tensor([width - 4, height - 4])).all(
+        dim=1
+    )
     assert int((~inside).sum()) > 0
     assert torch.equal(a.keypoints[0], b.keypoints[0][inside])
 

@@ -4,7 +4,6 @@ Pickles are opened with ``weights_only=True``, so that a file can hold tensors b
 """
 
 # safetensors has no type hints where it is compiled.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 

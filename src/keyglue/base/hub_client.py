@@ -1,8 +1,5 @@
 """Fetching from and sending to the Hub, with huggingface_hub, which is imported when it is needed."""
 
-# huggingface_hub leaves parts of its signatures open.
-# pyright: reportUnknownVariableType=false
-
 from __future__ import annotations
 
 import re

@@ -197,6 +197,8 @@ class PreTrainedModel(nn.Module):
 
     def init_weights(self) -> None:
         """Draw new random weights: normal with ``initializer_range`` for matrices, zero for biases."""
+        if self.device.type == "meta":
+            return  # a checkpoint's weights follow; torch would import its compiler here, which takes a second
         spread = float(getattr(self.config, "initializer_range", 0.02))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,8 +1,5 @@
 """Arrays and tensors of any layout and number type to pixels: (1 or 3, h, w), uint8 or float32."""
 
-# NumPy, Pillow and pillow_heif leave parts of their signatures open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from typing import Any
@@ -95,6 +92,7 @@ def to_pixels(array: Array, name: str, *, guess_range: bool) -> Tensor:
     Raises:
         ImageError: The numbers are NaN, infinite, negative, too large, or no numbers.
     """
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     colours = _to_byte_range(array[:-1] if len(array) in (2, 4) else array, name, guess_range=guess_range)
     if len(array) in (2, 4):
         colours = _on_black(colours, _to_byte_range(array[-1], name, guess_range=True))

@@ -1,8 +1,5 @@
 """What the image processors share: their settings, the way from an image to the pixels of a model, and files."""
 
-# NumPy and torch leave parts of their signatures open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import dataclasses
@@ -115,7 +112,7 @@ class BaseImageProcessor:
             if close:
                 raise ConfigError(f"{type(self).__name__} has no setting {name!r}. Did you mean {close[0]!r}?")
         self.extra = {name: value for name, value in kwargs.items() if name != "image_processor_type"}
-        steps = self._steps()
+        steps = self.steps()
         self.size, self.resample = steps.size, steps.resample
 
     def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
@@ -168,7 +165,7 @@ class BaseImageProcessor:
             ImageError: An image cannot be read, or holds NaN or negative values.
         """
         _refuse_unknown(kwargs)
-        steps = self._steps(
+        steps = self.steps(
             do_resize=do_resize,
             size=size,
             resample=resample,
@@ -224,7 +221,7 @@ class BaseImageProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values as written to preprocessor_config.json, foreign keys included."""
-        steps = self._steps()
+        steps = self.steps()
         own = {name: getattr(steps, name) for name in self._settings}
         own["resample"] = int(steps.resample)
         return {**self.extra, **own, "image_processor_type": type(self).__name__}
@@ -283,7 +280,7 @@ class BaseImageProcessor:
             self.save_pretrained(folder)
             return upload_folder(Path(folder), repo_id, private=private, token=token, message=commit_message)
 
-    def _steps(self, **overrides: Any) -> Steps:
+    def steps(self, **overrides: Any) -> Steps:
         """Return the settings of one call: those given there, else the processor's own."""
         values = {name: getattr(self, name) for name in self._settings}
         return Steps(**{**values, **{name: value for name, value in overrides.items() if value is not None}})

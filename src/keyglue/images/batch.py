@@ -1,8 +1,5 @@
 """What a processor returns: a mapping of arrays or tensors that a model takes as ``model(**inputs)``."""
 
-# NumPy and torch leave parts of their signatures open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import importlib

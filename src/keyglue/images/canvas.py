@@ -1,8 +1,5 @@
 """Muted images side by side, with smooth lines, dots and a legend on top: what all pictures are made of."""
 
-# NumPy, torch and Pillow leave parts of their signatures open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import dataclasses
@@ -119,7 +116,7 @@ class Canvas:
 
     def line(self, start: NDArray[np.float64], end: NDArray[np.float64], colour: Colour, opacity: float) -> None:
         """Draw a thin line between two points of the canvas."""
-        ends = [*self._fine(start), *self._fine(end)]
+        ends = [round(value) for value in (*self._fine(start), *self._fine(end))]
         width = max(_SMOOTHING, round(1.15 * self.unit * _SMOOTHING))
         self._pen.line(ends, fill=(*colour, round(255 * opacity)), width=width)
 
@@ -129,7 +126,8 @@ class Canvas:
         for reach, paint, strength in ((radius + 0.9, BACKGROUND, rim), (radius, colour, opacity)):
             if strength > 0:
                 r = reach * self.unit * _SMOOTHING
-                self._pen.ellipse((x - r, y - r, x + r, y + r), fill=(*paint, round(255 * strength)))
+                box = (round(x - r), round(y - r), round(x + r), round(y + r))  # Pillow would cut, not round
+                self._pen.ellipse(box, fill=(*paint, round(255 * strength)))
 
     def caption(self, text: str) -> None:
         """Write a text at the left of the line below the images."""
@@ -178,7 +176,7 @@ def _shown_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return sizes of one common height: that of the tallest image, within bounds that keep the picture handy."""
     height = min(max(_MIN_HEIGHT, *(size[0] for size in sizes)), _MAX_HEIGHT)
     width = sum(size[1] * height / size[0] for size in sizes)
-    height = max(1, round(height * min(1.0, _MAX_WIDTH / width)))
+    height = max(1, int(height * min(1.0, _MAX_WIDTH / width)))
     return [(height, max(1, round(size[1] * height / size[0]))) for size in sizes]
 
 

@@ -1,8 +1,5 @@
 """Pillow images of every mode, and files that Pillow reads, to upright arrays."""
 
-# NumPy, Pillow and pillow_heif leave parts of their signatures open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import contextlib
@@ -62,7 +59,9 @@ def file_size(file: Path | bytes, name: str) -> tuple[int, int]:
 
 
 def picture_size(image: Image.Image) -> tuple[int, int]:
-    """Return height and width of a Pillow image, upright, without decoding it."""
+    """Return height and width of a Pillow image, upright, without decoding it where that is possible."""
+    if image.format == "TIFF" and _orientation(image) > 4:
+        image.load()  # Pillow turns TIFF files itself on loading, and what it says of their size before varies
     swapped = _UPRIGHT.get(_orientation(image), (False,))[0]
     return (image.width, image.height) if swapped else (image.height, image.width)
 
@@ -85,6 +84,7 @@ def decode_picture(image: Image.Image, name: str, max_pixels: int) -> NDArray[An
         _check_size(image.size, name, max_pixels)
         array = _mode_to_array(image, name)
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        # Asked only now that the image is loaded, because Pillow turns TIFF files itself on loading.
         swap, flip_y, flip_x = _UPRIGHT.get(_orientation(image), (False, False, False))
         if swap:
             array = array.swapaxes(1, 2)
@@ -95,8 +95,7 @@ def _mode_to_array(image: Image.Image, name: str) -> NDArray[Any]:
     if image.width == 0 or image.height == 0:
         raise ImageError(f"{name} is empty: its size is {image.width} x {image.height}.")
     if image.mode.startswith("I;16") or image.mode == "F":
-        array = np.asarray(image)
-        return array.astype(array.dtype.newbyteorder("="))
+        return np.asarray(image)
     if image.mode == "I":
         # 16-bit files come as 32-bit integers from several of Pillow's readers.
         array = np.asarray(image)

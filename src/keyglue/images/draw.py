@@ -1,8 +1,5 @@
 """Pictures for people: matches side by side, keypoints, and where points were pruned. Drawn with Pillow alone."""
 
-# NumPy leaves parts of its signatures open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from typing import Any

@@ -1,8 +1,5 @@
 """From a model's output back to pixels of the original images."""
 
-# NumPy and torch leave parts of their signatures open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

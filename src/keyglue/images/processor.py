@@ -55,7 +55,7 @@ class LightGlueImageProcessor(BaseImageProcessor):
         Raises:
             InputError: The outputs lack a field, or there is not one target size for each image.
         """
-        keypoints = original_keypoints(outputs, target_sizes, self._steps())
+        keypoints = original_keypoints(outputs, target_sizes, self.steps())
         matches: Tensor = get_field(outputs, "matches")[:, 0].long()
         scores: Tensor = get_field(outputs, "matching_scores")[:, 0]
         mask: Tensor = get_field(outputs, "mask").bool()

@@ -3,9 +3,6 @@
 Coordinates everywhere in the package refer to the upright image: a camera's EXIF orientation is applied here, once.
 """
 
-# NumPy, Pillow and pillow_heif leave parts of their signatures open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import os

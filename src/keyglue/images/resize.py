@@ -1,8 +1,5 @@
 """Sizes, resizing with Pillow's filters, and gray: what is done to pixels between file and model."""
 
-# NumPy and Pillow leave parts of their signatures open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

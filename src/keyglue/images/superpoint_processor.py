@@ -60,7 +60,7 @@ class SuperPointImageProcessor(BaseImageProcessor):
         Raises:
             InputError: The outputs lack a field, or there is not one target size for each image.
         """
-        keypoints = original_keypoints(outputs, target_sizes, self._steps())
+        keypoints = original_keypoints(outputs, target_sizes, self.steps())
         mask: Tensor = get_field(outputs, "mask").bool()
         fields = {"keypoints": keypoints, "scores": get_field(outputs, "scores")}
         fields["descriptors"] = get_field(outputs, "descriptors")

@@ -49,9 +49,7 @@ def one_channel(pixel_values: Tensor) -> Tensor:
         InputError: The shape is another one, or a value is NaN or infinite.
     """
     if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
-        raise InputError(
-            f"images must have shape (B, C, h, w) with C = 1 or 3, got {tuple(pixel_values.shape)}."
-        )
+        raise InputError(f"images must have shape (B, C, h, w) with C = 1 or 3, got {tuple(pixel_values.shape)}.")
     if not pixel_values.is_floating_point():
         raise InputError(f"images must hold floating point values from 0 to 1, got {pixel_values.dtype}.")
     if not torch.isfinite(pixel_values).all():
@@ -75,7 +73,9 @@ def content_sizes(
     count, _, height, width = pixel_values.shape
     if image_sizes is not None:
         if image_sizes.shape != (count, 2):
-            raise InputError(f"image_sizes must hold (height, width) of {count} images, got {tuple(image_sizes.shape)}.")
+            raise InputError(
+                f"image_sizes must hold (height, width) of {count} images, got {tuple(image_sizes.shape)}."
+            )
         sizes = [(int(h), int(w)) for h, w in image_sizes.tolist()]
     elif pixel_mask is not None:
         if pixel_mask.shape != (count, height, width):
@@ -84,7 +84,9 @@ def content_sizes(
         for mask in pixel_mask.bool():
             rows, columns = int(mask[:, :1].sum()), int(mask[:1].sum())
             if int(mask.sum()) != rows * columns or not bool(mask[:rows, :columns].all()):
-                raise InputError("pixel_mask must be a rectangle at the top left of each image: padding is right and bottom.")
+                raise InputError(
+                    "pixel_mask must be a rectangle at the top left of each image: padding is right and bottom."
+                )
             sizes.append((rows, columns))
     else:
         sizes = [(height, width)] * count

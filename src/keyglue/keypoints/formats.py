@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +20,11 @@ SUPERPOINT_ORIGINAL_LAYERS = {
 }
 
 
+def is_original_superpoint(names: Collection[str]) -> bool:
+    """Tell whether a checkpoint has the names of SuperPoint's original release."""
+    return "conv1a.weight" in names and "convPa.weight" in names
+
+
 def superpoint_from_original(state_dict: Mapping[str, Tensor]) -> StateDict:
     """Return the tensors of an original SuperPoint checkpoint under the published names.
 
@@ -29,7 +35,9 @@ def superpoint_from_original(state_dict: Mapping[str, Tensor]) -> StateDict:
     for name, tensor in state_dict.items():
         layer, _, kind = name.rpartition(".")
         if layer not in SUPERPOINT_ORIGINAL_LAYERS:
-            raise CheckpointError(f"{name} is not a tensor of the original SuperPoint (conv1a to conv4b, convPa to convDb).")
+            raise CheckpointError(
+                f"{name} is not a tensor of the original SuperPoint (conv1a to conv4b, convPa to convDb)."
+            )
         out[f"{SUPERPOINT_ORIGINAL_LAYERS[layer]}.{kind}"] = tensor
     return out
 
@@ -45,6 +53,29 @@ def superpoint_to_original(state_dict: Mapping[str, Tensor]) -> StateDict:
     for name, tensor in state_dict.items():
         layer, _, kind = name.rpartition(".")
         if layer not in names:
-            raise CheckpointError(f"the original SuperPoint layout has no place for {name}: it has four encoder stages.")
+            raise CheckpointError(
+                f"the original SuperPoint layout has no place for {name}: it has four encoder stages."
+            )
         out[f"{names[layer]}.{kind}"] = tensor
+    if len(out) != 2 * len(names):
+        raise CheckpointError(f"the original SuperPoint layout has {2 * len(names)} tensors, this network {len(out)}.")
     return out
+
+
+def superpoint_config_of_original(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the settings that an original SuperPoint's tensors imply, as a dictionary for ``SuperPointConfig``.
+
+    Raises:
+        CheckpointError: A layer is missing.
+    """
+    layers = [f"{layer}.weight" for layer in ("conv1b", "conv2b", "conv3b", "conv4b", "convPa", "convPb", "convDb")]
+    for name in layers:
+        if name not in state_dict or state_dict[name].ndim == 0:
+            raise CheckpointError(f"this is not a whole SuperPoint of the original release: {name} is missing.")
+    *encoder, decoder, scores, descriptors = (len(state_dict[name]) for name in layers)
+    return {
+        "encoder_hidden_sizes": encoder,
+        "decoder_hidden_size": decoder,
+        "keypoint_decoder_dim": scores,
+        "descriptor_decoder_dim": descriptors,
+    }

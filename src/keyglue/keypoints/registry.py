@@ -32,7 +32,9 @@ def detector_config(value: PretrainedConfig | Mapping[str, Any] | None) -> Pretr
         known = str(value.get("model_type", "superpoint"))
         values = value
     else:
-        raise ConfigError(f"keypoint_detector_config must be a configuration or a dictionary, got {type(value).__name__}.")
+        raise ConfigError(
+            f"keypoint_detector_config must be a configuration or a dictionary, got {type(value).__name__}."
+        )
     if known not in DETECTORS:
         raise ConfigError(
             f"the keypoint detector {known!r} is not part of keyglue; known are {', '.join(DETECTORS)}. Code that a "

@@ -5,9 +5,6 @@ Lowe, "Distinctive Image Features from Scale-Invariant Keypoints", IJCV 2004. Ro
 is made.
 """
 
-# OpenCV's stubs leave its types open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from typing import Any, ClassVar

@@ -23,7 +23,11 @@ from keyglue.base.outputs import SuperPointKeypointDescriptionOutput, pad_stack
 from keyglue.base.types import Features
 from keyglue.images.coordinates import pixels_to_relative
 from keyglue.keypoints.detector import KeypointDetector, content_sizes, one_channel
-from keyglue.keypoints.formats import superpoint_from_original
+from keyglue.keypoints.formats import (
+    is_original_superpoint,
+    superpoint_config_of_original,
+    superpoint_from_original,
+)
 from keyglue.keypoints.nms import select_keypoints, suppress_non_maxima
 from keyglue.keypoints.sampling import sample_descriptors
 
@@ -292,16 +296,17 @@ class SuperPointForKeypointDetection(KeypointDetector):
 
     @classmethod
     def _config_for(cls, values: dict[str, Any], state_dict: StateDict, overrides: dict[str, Any]) -> PretrainedConfig:
-        del state_dict
         joint = values.get("keypoint_detector_config")
-        return super()._config_for(joint if isinstance(joint, dict) else values, {}, overrides)
+        if not values and is_original_superpoint(state_dict):
+            values = superpoint_config_of_original(state_dict)
+        return super()._config_for(joint if isinstance(joint, dict) else values, state_dict, overrides)
 
     @classmethod
     def _from_checkpoint(cls, state_dict: StateDict, model: nn.Module) -> StateDict:
         joint = {name.removeprefix(JOINT_PREFIX): t for name, t in state_dict.items() if name.startswith(JOINT_PREFIX)}
         if joint:
             return joint
-        if "conv1a.weight" in state_dict:
+        if is_original_superpoint(state_dict):
             return superpoint_from_original(state_dict)
         if not any(name.startswith("encoder.") for name in state_dict):
             raise CheckpointError("this checkpoint holds no SuperPoint: no tensor is named encoder.* or conv1a.*.")

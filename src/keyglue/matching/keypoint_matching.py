@@ -107,7 +107,9 @@ class LightGlueForKeypointMatching(LightGlueMatcher):
             return [(first, second) for first, second in features]
         if pixel_values is None or pixel_values.ndim != 5 or pixel_values.shape[1] != 2 or len(pixel_values) == 0:
             given = None if pixel_values is None else tuple(pixel_values.shape)
-            raise InputError(f"pixel_values must have shape (B, 2, C, h, w) with B >= 1: two images a pair, got {given}.")
+            raise InputError(
+                f"pixel_values must have shape (B, 2, C, h, w) with B >= 1: two images a pair, got {given}."
+            )
         images = pixel_values.flatten(0, 1)
         sizes = content_sizes(
             images,

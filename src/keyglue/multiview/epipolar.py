@@ -153,7 +153,8 @@ def pose_from_essential(E: Any, ideal0: Array, ideal1: Array) -> tuple[Array, Ar
     left, right = left * np.linalg.det(left), right * np.linalg.det(right)
     turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     poses = [(left @ W @ right, sign * left[:, 2]) for W in (turn, turn.T) for sign in (1, -1)]
-    return max(poses, key=lambda pose: int(in_front(*pose, ideal0, ideal1).sum()))
+    counts = [int(in_front(R, t, ideal0, ideal1).sum()) for R, t in poses]
+    return poses[int(np.argmax(counts))]
 
 
 def pose_inliers(

@@ -9,7 +9,8 @@ from keyglue.base.config import CONFIG_NAME, PretrainedConfig, read_json
 from keyglue.base.errors import ConfigError, InputError
 from keyglue.base.hub import Source
 from keyglue.base.pretrained import PreTrainedModel
-from keyglue.images.processor import PREPROCESSOR_NAME, LightGlueImageProcessor
+from keyglue.images.base_processor import PREPROCESSOR_NAME
+from keyglue.images.processor import LightGlueImageProcessor
 from keyglue.images.superpoint_processor import SuperPointImageProcessor
 from keyglue.keypoints.registry import DETECTORS
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching

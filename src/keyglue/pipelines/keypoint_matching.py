@@ -149,9 +149,11 @@ def pipeline(
     if isinstance(model, LightGlueForKeypointMatching):
         loaded = model
     else:
-        settings = config
-        if isinstance(config, str):
-            settings = LightGlueForKeypointMatching.config_class.from_pretrained(config, **where)
+        settings = (
+            LightGlueForKeypointMatching.config_class.from_pretrained(config, **where)
+            if isinstance(config, str)
+            else config
+        )
         loaded = AutoModelForKeypointMatching.from_pretrained(
             model, config=settings, device=_device(device), dtype=dtype or torch_dtype, **where, **(model_kwargs or {})
         )
@@ -172,15 +174,17 @@ def _is_image(value: object) -> bool:
     return isinstance(value, str | os.PathLike | Image.Image | np.ndarray | Tensor)
 
 
+def _is_pair(values: Sequence[Any]) -> bool:
+    return len(values) == 2 and all(_is_image(image) for image in values)
+
+
 def _as_pairs(inputs: Any) -> tuple[list[ImagePair], bool]:
     """Return the pairs and whether a single pair was given by itself."""
     if isinstance(inputs, list | tuple) and inputs:
         found = cast("Sequence[Any]", inputs)
-        if len(found) == 2 and all(_is_image(image) for image in found):
+        if _is_pair(found):
             return [found], True
-        pairs = [pair for pair in found if isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_image, pair))]
-        if len(pairs) == len(found):
-            return pairs, False
-    count = len(inputs) if isinstance(inputs, list | tuple) else None
-    given = f"a {type(inputs).__name__}" + ("" if count is None else f" of {count}")
+        if all(isinstance(pair, list | tuple) and _is_pair(pair) for pair in found):
+            return list(found), False
+    given = f"a {type(inputs).__name__}" + (f" of {len(inputs)}" if isinstance(inputs, list | tuple) else "")
     raise InputError(f"give a pair [image, image] or a list of pairs [[image, image], ...]; got {given}.")

@@ -23,7 +23,6 @@ from keyglue.base.types import Features
 from keyglue.images.coordinates import resize_keypoints, unrotate_keypoints
 from keyglue.images.processor import LightGlueImageProcessor
 from keyglue.images.read import ImageInput, read_image, read_mask
-from keyglue.images.resize import resize_image, resized_size, to_grayscale
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.pipelines.result import PairResult
 
@@ -79,7 +78,7 @@ class Matcher:
         )
         where = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
         if resize is not None:
-            where["size"] = _size_rule(resize)
+            where.update(size=_size_rule(resize), do_resize=True)
         processor = LightGlueImageProcessor.from_pretrained(model, **where)
         if max_keypoints is not None:
             detector = loaded.keypoint_detector
@@ -179,11 +178,11 @@ class Matcher:
     def _describe(self, pixels: Tensor, mask: Tensor | None, size: dict[str, int] | None = None) -> Features:
         """Describe an image (C, h, w) from 0 to 255 after resizing it; the mask has its original size."""
         original = (pixels.shape[1], pixels.shape[2])
-        rule = size or (self.processor.size if self.processor.do_resize else None)
-        target = resized_size(original, rule) if rule is not None else original
-        resized = to_grayscale(resize_image(pixels, target, self.processor.resample)) / 255
+        steps = self.processor.steps(size=size, do_resize=None if size is None else True)
+        prepared = steps.apply(pixels, "channels_first")
+        target = (prepared.shape[1], prepared.shape[2])
         wanted = None if mask is None else _resize_mask(mask, target)
-        features = self.model.extract(resized.to(self.model.device), mask=wanted)
+        features = self.model.extract(prepared.to(self.model.device), mask=wanted)
         return features if target == original else features.with_original_size(original)
 
     def _best_turn(self, pixels0: Tensor, pixels1: Tensor) -> int:
@@ -235,8 +234,8 @@ def match(
         KeyglueError: An image, the model or a setting is not as described; the text says which.
     """
     if isinstance(model, Matcher):
-        given = {"max_keypoints": max_keypoints, "resize": resize, "filter_threshold": filter_threshold}
-        given.update(device=device, dtype=dtype)
+        given: dict[str, Any] = {"max_keypoints": max_keypoints, "resize": resize, "device": device, "dtype": dtype}
+        given["filter_threshold"] = filter_threshold
         if any(value is not None for value in given.values()):
             names = ", ".join(name for name, value in given.items() if value is not None)
             raise InputError(f"{names}: a Matcher brings its own settings; give them to Matcher.from_pretrained.")

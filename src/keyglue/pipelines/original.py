@@ -70,7 +70,9 @@ class Extractor(nn.Module):
             found = self.detector.extract_batch(image, sizes)
         counts = {len(features) for features in found}
         if len(counts) > 1:
-            raise InputError(f"the images of this batch have different numbers of keypoints {counts}; pass them one by one.")
+            raise InputError(
+                f"the images of this batch have different numbers of keypoints {counts}; pass them one by one."
+            )
         out: Data = {
             "keypoints": torch.stack([f.keypoints for f in found]),
             "descriptors": torch.stack([f.descriptors for f in found]),
@@ -224,7 +226,9 @@ def _features_of(data: Data, name: str) -> list[Features]:
     if keypoints.ndim != 3 or descriptors.ndim != 3:
         raise InputError(f"{name}: keypoints must be (B, N, 2) and descriptors (B, N, D); add the batch dimension.")
     if "image_size" in image:
-        sizes = [(int(height), int(width)) for width, height in torch.as_tensor(image["image_size"]).reshape(-1, 2).tolist()]
+        sizes = [
+            (int(height), int(width)) for width, height in torch.as_tensor(image["image_size"]).reshape(-1, 2).tolist()
+        ]
     else:
         sizes = [tuple(image["image"].shape[-2:])]
     sizes = sizes * len(keypoints) if len(sizes) == 1 else sizes

@@ -115,15 +115,34 @@ class PairResult:
         )
 
     def essential(
-        self, camera0: CameraInput, camera1: CameraInput, threshold: float = 1.0, *, backend: str = "auto", **options: Any
+        self,
+        camera0: CameraInput,
+        camera1: CameraInput,
+        threshold: float = 1.0,
+        *,
+        backend: str = "auto",
+        **options: Any,
     ) -> EssentialEstimate:
         """Estimate the essential matrix; cameras as for ``relative_pose``."""
         return estimate_essential(
-            self.points0, self.points1, camera0, camera1, threshold=threshold, backend=backend, seed=self.seed, **options
+            self.points0,
+            self.points1,
+            camera0,
+            camera1,
+            threshold=threshold,
+            backend=backend,
+            seed=self.seed,
+            **options,
         )
 
     def relative_pose(
-        self, camera0: CameraInput, camera1: CameraInput, threshold: float = 1.0, *, backend: str = "auto", **options: Any
+        self,
+        camera0: CameraInput,
+        camera1: CameraInput,
+        threshold: float = 1.0,
+        *,
+        backend: str = "auto",
+        **options: Any,
     ) -> RelativePose:
         """Estimate the pose of camera 1 relative to camera 0: x1 = R x0 + t.
 
@@ -138,7 +157,14 @@ class PairResult:
             R (3, 3), t (3,) of unit length (two images do not tell scale), inliers (S,).
         """
         return estimate_relative_pose(
-            self.points0, self.points1, camera0, camera1, threshold=threshold, backend=backend, seed=self.seed, **options
+            self.points0,
+            self.points1,
+            camera0,
+            camera1,
+            threshold=threshold,
+            backend=backend,
+            seed=self.seed,
+            **options,
         )
 
     def _given_images(self, images: tuple[ImageInput, ImageInput] | None) -> tuple[ImageInput, ImageInput]:
@@ -167,9 +193,7 @@ class PairResult:
     def draw_pruning(self, *, images: tuple[ImageInput, ImageInput] | None = None) -> Image:
         """Draw both images with each keypoint coloured by the layer after which it was dropped."""
         image0, image1 = self._given_images(images)
-        return draw_pruning(
-            image0, image1, self.keypoints0, self.keypoints1, self.prune0, self.prune1, self.stop_layer
-        )
+        return draw_pruning(image0, image1, self.keypoints0, self.keypoints1, self.prune0, self.prune1, self.stop_layer)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists: points, scores, sizes, layers and times."""

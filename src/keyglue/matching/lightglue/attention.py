@@ -47,8 +47,7 @@ class Attention(nn.Module):
             probabilities: If given, the probabilities (H, M, N) of each image are appended to it.
         """
         query, key, value = (
-            projection(x).unflatten(-1, (-1, self.head_dim))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)

@@ -145,5 +145,7 @@ class LightGlueConfig(PretrainedConfig):
         for name in ("hidden_size", "intermediate_size"):
             given = rest.pop(name, None)
             if given is not None and given != getattr(self, name):
-                raise ConfigError(f"{name} is {given}, but descriptor_dim {self.descriptor_dim} makes it {getattr(self, name)}.")
+                raise ConfigError(
+                    f"{name} is {given}, but descriptor_dim {self.descriptor_dim} makes it {getattr(self, name)}."
+                )
         object.__setattr__(self, "extra", rest)

@@ -81,7 +81,7 @@ class LightGlueMatcher(PreTrainedModel):
             results.ran_layer(tokens)
             confidence = self._confidence(index, tokens)
             stopping = self._stopping(index, tokens, confidence, results.original_points)
-            results.finish(tokens, stopping, self.match_assignment_layers[index], self.config.filter_threshold)
+            results.finish(tokens, stopping, self.assignment(index), self.config.filter_threshold)
             if confidence is not None and self.config.width_confidence > 0:
                 tokens = tokens.keep(self._keep(index, tokens, confidence))
             tokens = tokens.without({*stopping, *tokens.hopeless()})
@@ -144,7 +144,7 @@ class LightGlueMatcher(PreTrainedModel):
     def _keep(self, index: int, tokens: Tokens, confidence: Tensor) -> Tensor:
         """Return (T,) booleans, false for points that are dropped after this layer."""
         keep = points_to_keep(
-            self.match_assignment_layers[index].matchability_of(tokens.x),
+            self.assignment(index).matchability_of(tokens.x),
             confidence,
             confidence_threshold(index, self.config.num_hidden_layers),
             self.config.width_confidence,
@@ -162,9 +162,13 @@ class LightGlueMatcher(PreTrainedModel):
             tokens = tokens.updated(layer(tokens))
             yield tokens
 
+    def assignment(self, index: int) -> MatchAssignment:
+        """Return the assignment layer that belongs to layer ``index``."""
+        return cast("MatchAssignment", self.match_assignment_layers[index])
+
     def assign(self, index: int, tokens: Tokens) -> list[Tensor]:
         """Return each pair's (M + 1, N + 1) log assignment from its tokens after layer ``index``."""
-        layer, slices = self.match_assignment_layers[index], tokens.packing.slices
+        layer, slices = self.assignment(index), tokens.packing.slices
         return [layer(tokens.x[slices[i]], tokens.x[slices[i + 1]]) for i in range(0, len(slices), 2)]
 
     def log_assignments(self, features0: Features, features1: Features) -> list[Tensor]:

@@ -116,4 +116,3 @@ def matching_loss(
 def _mean(values: Tensor) -> Tensor:
     """Return the mean, or zero of no values (with a gradient of zero)."""
     return values.sum() / max(values.numel(), 1)
-
