@@ -1,4 +1,4 @@
-"""Helpers under the name that code written for the original repository imports: ``from keyglue.utils import load_image``."""
+"""Helpers under the names that code written for the original repository imports."""
 
 from __future__ import annotations
 

@@ -11,18 +11,20 @@ from keyglue.base.errors import InputError
 from keyglue.base.files import atomic_path, atomic_write
 
 
-class Crash(Exception):
-    """Something that goes wrong while a file is written."""
+def write_and_fail(target: Path, error: BaseException) -> None:
+    with atomic_path(target) as temporary:
+        temporary.write_text("half of the n")
+        raise error
 
 
 @pytest.mark.parametrize("there_before", [False, True])
-def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, there_before: bool) -> None:
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["disk full", "interrupt"])
+def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, there_before: bool, error: BaseException) -> None:
     target = tmp_path / "file.txt"
     if there_before:
         target.write_text("old")
-    with pytest.raises(Crash), atomic_path(target) as temporary:
-        temporary.write_text("half of the n")
-        raise Crash
+    with pytest.raises(type(error)):
+        write_and_fail(target, error)
     assert os.listdir(tmp_path) == (["file.txt"] if there_before else [])
     assert not there_before or target.read_text() == "old"
 

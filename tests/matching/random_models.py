@@ -12,8 +12,8 @@ from keyglue.matching.lightglue.configuration import LightGlueConfig
 def lively_model(seed: int = 0, *, detector: dict | None = None, **settings) -> LightGlueForKeypointMatching:
     """Return a model with random weights whose assignment starts from the descriptors' similarity.
 
-    All matrices are random; the final projections are near the identity, so that similar descriptors match. ``enliven`` then
-    makes points go and pairs stop.
+    All matrices are random; the final projections are near the identity, so that similar descriptors match. ``enliven``
+    then makes points go and pairs stop.
     """
     config = LightGlueConfig(keypoint_detector_config={"model_type": "superpoint", **(detector or {})}, **settings)
     generator = torch.Generator().manual_seed(seed)

@@ -133,7 +133,7 @@ def test_configuration_round_trip(tmp_path):
     assert AutoConfig.for_model("superpoint", nms_radius=2) == SuperPointConfig(nms_radius=2)
     with pytest.raises(ConfigError, match="model_type"):
         SuperPointConfig.from_dict(config.to_dict())
-    with pytest.raises(AttributeError, match="frozen|assign"):
+    with pytest.raises(AttributeError, match=r"frozen|assign"):
         config.descriptor_dim = 3
 
 

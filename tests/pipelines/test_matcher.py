@@ -220,7 +220,7 @@ def test_bad_arguments(stereo, matcher):
         keyglue.match(*stereo, dtype="int8")
     with pytest.raises(keyglue.CheckpointError, match="no model"):
         keyglue.match(*stereo, model="nothing-like-that")
-    with pytest.raises(keyglue.ImageError, match="missing.png"):
+    with pytest.raises(keyglue.ImageError, match=r"missing\.png"):
         keyglue.match("missing.png", stereo[0])
 
 

@@ -1,7 +1,7 @@
 """SuperPoint: keypoints and descriptors from one fully convolutional network.
 
-DeTone, Malisiewicz, Rabinovich, "SuperPoint: Self-Supervised Interest Point Detection and Description", CVPR workshops 2018,
-arXiv 1712.07629. Parameter names are those of the published transformers checkpoints.
+DeTone, Malisiewicz, Rabinovich, "SuperPoint: Self-Supervised Interest Point Detection and Description", CVPR workshops
+2018, arXiv 1712.07629. Parameter names are those of the published transformers checkpoints.
 
 Shapes: B images, C channels, h and w pixels, N keypoints, D descriptor. A cell is 8 x 8 pixels.
 """

@@ -143,7 +143,8 @@ class LightGlueForKeypointMatching(LightGlueMatcher):
         if not values:
             raise CheckpointError(
                 f"{path.name} alone does not say which detector it belongs to. Load the matcher with "
-                "LightGlueMatcher.from_pretrained, or join it with a detector: keyglue convert MATCHER --detector FILE -o FOLDER."
+                "LightGlueMatcher.from_pretrained, or join it with a detector: "
+                "keyglue convert MATCHER --detector FILE -o FOLDER."
             )
         return state_dict, values
 

@@ -95,19 +95,19 @@ class _AutoModel:
 class AutoModel(_AutoModel):
     """Any model: matchers with their detector, and detectors."""
 
-    _models = {**_MATCHERS, **_DETECTORS}
+    _models: ClassVar[dict[str, type[PreTrainedModel]]] = {**_MATCHERS, **_DETECTORS}
 
 
 class AutoModelForKeypointMatching(_AutoModel):
     """Models that match pairs of images."""
 
-    _models = _MATCHERS
+    _models: ClassVar[dict[str, type[PreTrainedModel]]] = _MATCHERS
 
 
 class AutoModelForKeypointDetection(_AutoModel):
     """Models that find keypoints in images."""
 
-    _models = _DETECTORS
+    _models: ClassVar[dict[str, type[PreTrainedModel]]] = _DETECTORS
 
 
 class AutoImageProcessor:

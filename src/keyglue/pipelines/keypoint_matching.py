@@ -71,7 +71,7 @@ class KeypointMatchingPipeline:
             timeout: Seconds to wait for an image from the web.
 
         Returns:
-            For ``[a, b]`` a list of matches, best first; for a list of pairs, also of a single one, a list of such lists.
+            For ``[a, b]`` a list of matches, best first; for a list of pairs, even of one, a list of such lists.
             Coordinates are pixels of the original images.
 
         Raises:

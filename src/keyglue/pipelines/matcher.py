@@ -1,7 +1,7 @@
 """The short way: photographs in, matched points out.
 
-``match`` does everything for two photographs; ``Matcher`` keeps the model, so that images are described once and matched
-many times.
+``match`` does everything for two photographs; ``Matcher`` keeps the model, so that images are described once and
+matched many times.
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ def match(
 ) -> PairResult:
     """Find which points of two photographs are the same point of the world.
 
-    The model is kept between calls with the same settings. The answer depends only on the arguments: the same images and
-    seed give the same bits on the same machine.
+    The model is kept between calls with the same settings. The same images and seed give the same bits on the
+    same machine.
 
     Args:
         image0: Path, address, PIL image, array or tensor.

@@ -1,7 +1,7 @@
 """The short interface of the original LightGlue repository (cvg/LightGlue), so that code written for it runs.
 
-Dictionaries go in and out, with a leading batch dimension; image sizes are (width, height). As there, making a model loads
-its weights: these classes are thin covers over the package's models.
+Dictionaries go in and out, with a leading batch dimension; image sizes are (width, height). As there, making a model
+loads its weights: these classes are thin covers over the package's models.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class LightGlue(nn.Module):
         weights: Name of a model, a folder, a Hub id, or a file such as disk_lightglue.pth.
         flash: Accepted; the quickest attention there is gets chosen by itself.
         mp: Run in mixed precision (autocast).
-        **conf: ``depth_confidence``, ``width_confidence``, ``filter_threshold`` and other settings of ``LightGlueConfig``.
+        **conf: ``depth_confidence``, ``width_confidence``, ``filter_threshold`` and the like, as in ``LightGlueConfig``.
     """
 
     features: ClassVar[tuple[str, ...]] = ("superpoint", "disk", "aliked", "sift", "doghardnet")
@@ -182,7 +182,8 @@ class LightGlue(nn.Module):
             raise InputError(f"unknown features {features!r}; known are {', '.join(self.features)}.")
         if weights is None and features not in (None, "superpoint"):
             raise InputError(
-                f"no weights for {features!r} come with keyglue; pass weights= with the path of {features}_lightglue.pth."
+                f"no weights for {features!r} come with keyglue; pass weights= with the path of "
+                f"{features}_lightglue.pth."
             )
         self.matcher = LightGlueMatcher.from_pretrained(weights or DEFAULT_MODEL, **conf)
         self.mp = mp
@@ -199,8 +200,8 @@ class LightGlue(nn.Module):
                 height) or image (B, C, h, w), and scales and oris (B, N) where the matcher reads them.
 
         Returns:
-            matches0 (B, M) and matches1 (B, N) with -1 for none, matching_scores0 and matching_scores1, matches and scores
-            (lists with (S, 2) and (S,) for each pair), prune0 and prune1, and stop, the most layers that a pair ran.
+            matches0 (B, M) and matches1 (B, N) with -1 for none, matching_scores0 and matching_scores1, matches and
+            scores (lists with (S, 2) and (S,) for each pair), prune0 and prune1, and stop, the most layers of any pair.
 
         Raises:
             InputError: A dictionary lacks something, or shapes do not fit.

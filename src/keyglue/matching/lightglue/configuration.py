@@ -122,7 +122,8 @@ class LightGlueConfig(PretrainedConfig):
             require_int(self, "num_key_value_heads", 1)
             if heads % self.num_key_value_heads:
                 raise ConfigError(
-                    f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({self.num_key_value_heads})."
+                    f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads "
+                    f"({self.num_key_value_heads})."
                 )
         require_number(self, "depth_confidence", maximum=1)
         require_number(self, "width_confidence", maximum=1)

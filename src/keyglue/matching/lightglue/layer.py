@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from keyglue.matching.lightglue.attention import Attention
 from keyglue.matching.lightglue.configuration import ACTIVATIONS, LightGlueConfig
-from keyglue.matching.lightglue.recording import Recorder
 from keyglue.matching.lightglue.ragged import Tokens
+from keyglue.matching.lightglue.recording import Recorder
 
 
 class MLP(nn.Module):

@@ -48,7 +48,7 @@ def check_labels(labels0: Tensor, labels1: Tensor) -> None:
 def assignment_loss(log_assignment: Tensor, labels0: Tensor, labels1: Tensor) -> Tensor:
     """Return the negative log-likelihood of the labels under one assignment; positives and negatives weigh the same.
 
-    0.5 mean(-log P at true matches) + 0.25 mean(-log "no match" at unmatchable points of image 0) + the same for image 1
+    0.5 mean(-log P at true matches) + 0.25 mean(-log "no match" at unmatchable points), the latter for each image
 
     Args:
         log_assignment: (M + 1, N + 1).

@@ -6,6 +6,7 @@ Shapes: T tokens (keypoints) of all images together; P pairs; image 2p is the fi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection
 
 import torch
@@ -34,7 +35,7 @@ class Packing:
     def slices(self) -> list[slice]:
         """Tokens of each image."""
         offsets = self.offsets
-        return [slice(start, stop) for start, stop in zip(offsets, offsets[1:], strict=False)]
+        return [slice(start, stop) for start, stop in itertools.pairwise(offsets)]
 
     @property
     def partner(self) -> Packing:
