@@ -149,7 +149,7 @@ def test_model_round_trip(tmp_path, images):
     assert torch.equal(
         detector.encoder.conv_blocks[0].conv_a.weight, model.keypoint_detector.encoder.conv_blocks[0].conv_a.weight
     )
-    half = AutoModelForKeypointMatching.from_pretrained(tmp_path, dtype="bfloat16")
+    half = AutoModelForKeypointMatching.from_pretrained(tmp_path, torch_dtype=torch.bfloat16, device_map="cpu")
     assert half.dtype == torch.bfloat16
     assert half.device == torch.device("cpu")
     assert half.num_parameters(only_trainable=True) == model.num_parameters()
@@ -257,3 +257,13 @@ def test_labels_give_a_loss_and_are_checked(small, described):
             small(features=[(first, first)], labels=bad)
     with pytest.raises(InputError, match="shape"):
         small(features=[(first, first)], labels=labels[:, :, :5])
+
+
+def test_features_of_inference_serve_in_training(small, photographs):
+    first = small.extract(photographs["coffee"]).select(torch.arange(20))
+    model = LightGlueForKeypointMatching(LightGlueConfig(descriptor_dim=32, num_hidden_layers=2))
+    loss = model(features=[(first, first)], labels=torch.arange(20).repeat(1, 2, 1)).loss
+    loss.backward()
+    assert model.input_projection.weight.grad.abs().sum() > 0
+    without_no_grad = model.eval()(features=[(first, first)])
+    assert without_no_grad.matches.shape == (1, 2, 20)

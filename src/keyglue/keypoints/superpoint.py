@@ -243,25 +243,32 @@ class SuperPointForKeypointDetection(KeypointDetector):
     ) -> list[Features]:
         gray = pixel_values[:, :1] if self.config.hf_compatible else one_channel(pixel_values)
         gray = gray.to(device=self.device, dtype=self.dtype)
-        # Images of one content size run together; cropping keeps padding out of every convolution.
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, size in enumerate(sizes):
-            groups[size].append(index)
         found: dict[int, Features] = {}
-        for (height, width), members in groups.items():
-            if min(height, width) < self.config.cell:
+        for members in self._groups(sizes):
+            height, width = size = sizes[members[0]]
+            if min(size) < self.config.cell:
                 # Smaller than one cell: nothing can be detected.
-                found.update({index: self._nothing((height, width)) for index in members})
+                found.update({index: self._nothing(size) for index in members})
                 continue
+            # Cropping keeps padding out of every convolution.
             stages = self.encoder(gray[members, :, :height, :width])
             scores = self.keypoint_decoder(stages[-1])
             descriptor_maps = self.descriptor_decoder(stages[-1])
             for position, index in enumerate(members):
                 mask = masks[index] if masks is not None else None
-                found[index] = self._describe(scores[position], descriptor_maps[position], (height, width), mask)
+                found[index] = self._describe(scores[position], descriptor_maps[position], size, mask)
             if states is not None:
                 _collect(states, stages, members, gray.shape)
         return [found[index] for index in range(len(sizes))]
+
+    def _groups(self, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Return which images run together: those of one size, or on a CPU, where caches are small, each by itself."""
+        if self.device.type == "cpu":
+            return [[index] for index in range(len(sizes))]
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, size in enumerate(sizes):
+            groups[size].append(index)
+        return list(groups.values())
 
     def _nothing(self, size: tuple[int, int]) -> Features:
         empty = torch.zeros(0, device=self.device)

@@ -89,7 +89,8 @@ class LightGlueForKeypointMatching(LightGlueMatcher):
 
     def extract(self, image: Tensor, *, mask: Tensor | None = None) -> Features:
         """Find and describe the keypoints of one image (C, h, w), values from 0 to 1; keep them to match many times."""
-        with torch.inference_mode():
+        # Not inference mode: its tensors could not be used in training later.
+        with torch.no_grad():
             return self.keypoint_detector.extract(image, mask=mask)
 
     def _pairs(

@@ -79,7 +79,7 @@ def homogr(folder: Path) -> PairSet:
 
 
 def hpatches(folder: Path) -> PairSet:
-    """Read HPatches sequences: i_NAME (illumination) and v_NAME (viewpoint), each with 1.ppm to 6.ppm and H_1_2 to H_1_6.
+    """Read HPatches sequences: i_NAME (illumination) and v_NAME (viewpoint), each with 1.ppm .. 6.ppm, H_1_2 .. H_1_6.
 
     Args:
         folder: Holds the sequences (``hpatches-sequences-release``).
@@ -92,16 +92,16 @@ def hpatches(folder: Path) -> PairSet:
     for scene in _folders(folder):
         if scene.name[:2] not in kinds or scene.name in HPATCHES_LEFT_OUT:
             continue
-        for number in range(2, 7):
-            pairs.append(
-                ScoredPair(
-                    name=f"{scene.name}/1-{number}",
-                    image0=Picture.of_file(scene / "1.ppm", folder),
-                    image1=Picture.of_file(scene / f"{number}.ppm", folder),
-                    truth=HomographyTruth(H=read_matrix(scene / f"H_1_{number}")),
-                    group=kinds[scene.name[:2]],
-                )
+        pairs += [
+            ScoredPair(
+                name=f"{scene.name}/1-{number}",
+                image0=Picture.of_file(scene / "1.ppm", folder),
+                image1=Picture.of_file(scene / f"{number}.ppm", folder),
+                truth=HomographyTruth(H=read_matrix(scene / f"H_1_{number}")),
+                group=kinds[scene.name[:2]],
             )
+            for number in range(2, 7)
+        ]
     _require(pairs, folder, "i_NAME/1.ppm, i_NAME/H_1_2, v_NAME/1.ppm and so on")
     rule = "Image 1 with images 2 to 6 of every sequence; the eight that published evaluations leave out are left out."
     return PairSet(name="hpatches", pairs=pairs, rule=rule, reference={"shortest_edge": 480})
@@ -124,7 +124,7 @@ def homographies(folder: Path) -> PairSet:
     root = files[0].parent
     pairs: list[ScoredPair] = []
     for number, entry in enumerate(entries, start=1):
-        missing = [key for key in ("image0", "image1", "H") if not isinstance(entry, dict) or key not in entry]
+        missing = [key for key in ("image0", "image1", "H") if key not in entry]
         if missing:
             raise InputError(f"{files[0]}, pair {number}: {', '.join(missing)} is missing.")
         name = entry.get("name") or f"{entry['image0']} {entry['image1']}"
@@ -145,8 +145,8 @@ def _from_json(file: Path) -> list[Any]:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise InputError(f"{file} must hold a list of pairs, got {type(entries).__name__}.")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{file} must hold a list of objects, one a pair.")
     return entries
 
 

@@ -155,6 +155,8 @@ def choose_pairs(frames: list[Frame], scene: Path) -> list[tuple[int, int]]:
     chosen: list[tuple[int, int]] = []
     for index0, index1 in combinations(range(len(frames)), 2):
         first, second = frames[index0], frames[index1]
+        if not len(surfaces[index0]) or not len(surfaces[index1]):
+            continue  # no depth is known
         seen0, seen1 = _seen(surfaces[index0], second), _seen(surfaces[index1], first)
         if min(seen0.mean(), seen1.mean()) < LEAST_OVERLAP:
             continue
@@ -181,7 +183,7 @@ def _centre(frames: list[Frame]) -> Array:
     """Return the point (3,) with the least squared distances to all optical axes."""
     across = [np.eye(3) - np.outer(frame.R[2], frame.R[2]) for frame in frames]
     weighted = sum(matrix @ frame.centre for matrix, frame in zip(across, frames, strict=True))
-    return np.linalg.lstsq(sum(across), weighted, rcond=None)[0]
+    return np.asarray(np.linalg.lstsq(sum(across), weighted, rcond=None)[0], dtype=np.float64)
 
 
 def _surface(frame: Frame, scene: Path, centre: Array) -> Array:
@@ -209,9 +211,7 @@ def _depth_at(file: Path, rows: Array, columns: Array) -> Array:
 
 
 def _seen(points: Array, frame: Frame) -> Any:
-    """Tell which points (N, 3) of the world lie in front of a camera and in its image; [False] where N = 0."""
-    if not len(points):
-        return np.zeros(0, dtype=bool) if points.size else np.array([], dtype=bool)
+    """Tell which points (N, 3) of the world lie in front of a camera and in its image."""
     height, width = frame.camera.size or (0, 0)
     with np.errstate(invalid="ignore"):
         x, y = frame.camera.project(points @ frame.R.T + frame.t).T

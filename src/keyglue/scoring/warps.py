@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import tarfile
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def find_photographs(folder: Path) -> list[Photograph]:
     )
     if not found:
         raise InputError(f"{folder} holds no photographs ({', '.join(_SUFFIXES)}) and no tar archive with any.")
-    for first, second in zip(found, found[1:], strict=False):
+    for first, second in itertools.pairwise(found):
         if first.name == second.name:
             raise InputError(f"{folder} holds two photographs called {first.name}; rename one of them.")
     return found
@@ -141,9 +142,9 @@ def _pair(photograph: Photograph, seed: int, difficulty: float) -> ScoredPair:
     size = file_size(photograph.content(), photograph.name)
     digest = hashlib.sha1(photograph.name.encode(), usedforsecurity=False).digest()
     generator = np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
-    for _ in range(50):  # nearly always one is enough
+    while True:
         views = [random_view(generator, size, difficulty) for _ in range(2)]
-        H = views[1] @ np.linalg.inv(views[0])
+        H = np.asarray(views[1] @ np.linalg.inv(views[0]), dtype=np.float64)
         if min(_overlap(H, size), _overlap(np.linalg.inv(H), size)) >= _LEAST_OVERLAP:
             break
     pictures = [

@@ -44,8 +44,8 @@ class PhotometricSettings:
     """
 
     changed: float = 0.95
-    gamma: float = 1.8
-    brightness: float = 0.25
+    gamma: float = 1.7
+    brightness: float = 0.15
     contrast: float = 0.4
     noise: float = 0.04
     blur: float = 1.6

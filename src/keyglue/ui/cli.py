@@ -15,6 +15,7 @@ from keyglue.ui.convert import convert
 from keyglue.ui.extract import extract
 from keyglue.ui.match import match
 from keyglue.ui.models import models, version
+from keyglue.ui.score import score
 
 
 class _Group(TyperGroup):
@@ -41,7 +42,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True
 )
-for verb in (match, extract, convert, models, version):
+for verb in (match, extract, score, convert, models, version):
     app.command()(verb)
 
 

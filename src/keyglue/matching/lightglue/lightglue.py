@@ -58,7 +58,7 @@ class LightGlueMatcher(PreTrainedModel):
 
     def match(self, features0: Features, features1: Features) -> Matches:
         """Match the features of two images."""
-        with torch.inference_mode():
+        with torch.no_grad():
             return self.match_pairs([(features0, features1)])[0]
 
     def match_pairs(self, pairs: Sequence[FeaturePair], record: Recorder | None = None) -> list[Matches]:
