@@ -42,6 +42,7 @@ def import_every_module() -> list[str]:
     import keyglue
 
     names = [found.name for found in pkgutil.walk_packages(keyglue.__path__, "keyglue.")]
+    names = [name for name in names if not name.endswith(".__main__")]  # those are programs
     for name in names:
         importlib.import_module(name)
     return names

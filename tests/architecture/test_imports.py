@@ -50,9 +50,9 @@ print(json.dumps({
 COST = """
 import sys, time
 import torch, numpy
-start = time.perf_counter()
+start = time.process_time()  # of the processor, which other work on the machine does not stretch
 import keyglue
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
 
 
@@ -77,7 +77,7 @@ def test_import_keyglue_imports_no_torch() -> None:
 
 
 def test_import_keyglue_adds_less_than_a_tenth_of_a_second_to_torch() -> None:
-    assert min(float(run(COST)) for _ in range(2)) < 0.1
+    assert float(run(COST)) < 0.1
 
 
 def test_without_extras_every_module_imports_and_two_photographs_match() -> None:

@@ -24,6 +24,7 @@ def make_folder(tiny_model: MakeModel, tmp_path: Path) -> Callable[..., Path]:
 
     def make(mark: float, card: str = "", below: str = "") -> Path:
         model = tiny_model()
+        model.config = model.config.replace(extra={"mark": mark})
         with torch.no_grad():
             model.token_confidence[0].token.bias.fill_(mark)
         folder = tmp_path / f"model-{mark}"
@@ -40,22 +41,20 @@ def test_revisions_and_the_cache(hub: Any, run_with_hub: Run, make_folder: Calla
     hub.add("owner/tiny", make_folder(2.0, card="---\nlicense: mit\n---\n"), "main")
     result = run_with_hub(
         f"""
-result = [mark(), mark(revision="v1"), mark(revision="{first}"), Model.from_pretrained("owner/tiny").licence]
+result = [mark(), mark(revision="v1"), mark(revision="{first}"), Source.split("owner/tiny", {{}})[0].licence]
 """
     )
     assert result == [2.0, 1.0, 1.0, "mit"]
     fetched = [request for request in hub.requests if request.startswith("GET")]
-    assert (
-        len(fetched) == len(set(fetched)) == 4
-    )  # weights of two models, one card, and the configuration of both: once
+    assert len(fetched) == len(set(fetched)) == 5  # two models and one card, everything once
     hub.requests.clear()
     again = run_with_hub(f'result = [mark(), mark(revision="{first}"), mark(cache_dir="elsewhere")]')
     assert again == [2.0, 1.0, 2.0]
-    assert len([request for request in hub.requests if request.startswith("GET")]) == 3  # for the other cache
+    assert len([request for request in hub.requests if request.startswith("GET")]) == 2  # for the other cache
     assert not any(first in request for request in hub.requests)  # a commit that is cached needs no question
     hub.requests.clear()
     assert run_with_hub("result = mark(force_download=True)") == 2.0
-    assert len([request for request in hub.requests if request.startswith("GET")]) == 3
+    assert len([request for request in hub.requests if request.startswith("GET")]) == 2
 
 
 def test_all_files_come_from_one_commit(hub: Any, run_with_hub: Run, make_folder: Callable[..., Path]) -> None:
@@ -78,8 +77,13 @@ def test_subfolders_shards_and_pickles(hub: Any, run_with_hub: Run, make_folder:
     hub.add("owner/tiny", folder, "shards")
     hub.add("owner/tiny", make_folder(2.0, below="a/b"), "below")
     code = """
+from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching as Model
+
+def load(**where):
+    return float(Model.from_pretrained("owner/tiny", **where).token_confidence[0].token.bias.detach())
+
 where = [{"revision": "pickle"}, {"revision": "shards"}, {"revision": "below", "subfolder": "a/b"}]
-result = [mark(local_files_only=offline, **at) for offline in (False, True) for at in where]
+result = [load(local_files_only=offline, **at) for offline in (False, True) for at in where]
 """
     assert run_with_hub(code) == [1.0, 1.0, 2.0] * 2
 
@@ -152,6 +156,7 @@ def test_what_the_hub_does_not_give(hub: Any, run_with_hub: Run, make_folder: Ca
     result = run_with_hub(
         """
 from keyglue.base.errors import KeyglueError
+from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching as Model
 names = ["owner/nothing", "owner/private", "owner/gated"]
 result = [error(name) for name in names] + [error(revision="v9"), error(token="hf_expired")]
 result.append([Model.from_pretrained(name, token="hf_reader").name_or_path for name in names[1:]])
@@ -175,47 +180,40 @@ for name in ("owner/empty", "owner/odd"):
     assert "JSON object" in odd
 
 
-def test_a_licence_on_the_hub(hub: Any, run_with_hub: Run, make_folder: Callable[..., Path]) -> None:
-    hub.add("owner/tiny", make_folder(1.0, card="---\nlicense: cc-by-nc-4.0\n---\n"))
-    hub.add("ETH-CVG/lightglue_superpoint", make_folder(2.0))
+def test_every_class_loads_from_the_hub(hub: Any, run_with_hub: Run, make_folder: Callable[..., Path]) -> None:
+    folder = make_folder(1.0, card="---\nlicense: cc-by-nc-4.0\n---\n")
+    (folder / "preprocessor_config.json").write_text('{"size": {"longest_edge": 77}}')
+    hub.add("owner/tiny", folder)
+    hub.add("ETH-CVG/lightglue_superpoint", folder)
     result = run_with_hub(
         """
+import keyglue
 result = []
 for name in ("owner/tiny", "owner/tiny", "ETH-CVG/lightglue_superpoint"):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = Model.from_pretrained(name)
-    result.append([model.licence, [w.category.__name__ for w in caught]])
-"""
-    )
-    assert result[0] == ["cc-by-nc-4.0", ["LicenceWarning"]]
-    assert result[1] == ["cc-by-nc-4.0", []]
-    assert result[2][1] == ["LicenceWarning"]
-
-
-def test_every_class_loads_from_the_hub(hub: Any, run_with_hub: Run, make_folder: Callable[..., Path]) -> None:
-    folder = make_folder(1.0)
-    (folder / "preprocessor_config.json").write_text('{"size": {"longest_edge": 77}}')
-    hub.add("owner/tiny", folder)
-    result = run_with_hub(
-        """
-import keyglue
-model = keyglue.AutoModel.from_pretrained("owner/tiny")
+        model = keyglue.AutoModel.from_pretrained(name)
+    result.append([type(model).__name__, model.licence, [w.category.__name__ for w in caught]])
 config = keyglue.AutoConfig.from_pretrained("owner/tiny", filter_threshold=0.5)
 detector = keyglue.SuperPointForKeypointDetection.from_pretrained("owner/tiny", local_files_only=True)
 processor = keyglue.AutoImageProcessor.from_pretrained("owner/tiny")
-result = [type(model).__name__, config.filter_threshold, detector.num_parameters(), processor.size]
+result += [config.filter_threshold, detector.num_parameters(), processor.size]
 """
     )
-    assert result[:2] == ["LightGlueForKeypointMatching", 0.5]
-    assert result[2] > 1000
-    assert result[3] == {"longest_edge": 77}
+    name = "LightGlueForKeypointMatching"
+    assert result[0] == [name, "cc-by-nc-4.0", ["LicenceWarning"]]
+    assert result[1] == [name, "cc-by-nc-4.0", []]  # once a model
+    assert result[2] == [name, "non-commercial (SuperPoint weights)", ["LicenceWarning"]]
+    assert result[3] == 0.5
+    assert result[4] > 1000
+    assert result[5] == {"longest_edge": 77}
 
 
 def test_pushing_a_model(hub: Any, run_with_hub: Run) -> None:
     result = run_with_hub(
         """
 import torch
+from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching as Model
 model = Model.from_pretrained()
 card = "---\\nlicense: mit\\n---\\nA card."
 url = model.push_to_hub("owner/mine", token="hf_writer", private=True, card=card, dtype="float16", commit_message="One")
@@ -241,6 +239,7 @@ result = [url, again, same, str(back.dtype), back.licence]
 
 def test_pushing_where_one_may_not(hub: Any, run_with_hub: Run) -> None:
     code = """
+from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching as Model
 model = Model.from_pretrained()
 result = []
 for token in (None, "hf_reader", "hf_expired"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyglue import ConfigError, InputError, SuperPointConfig, SuperPointForKeypointDetection
-from keyglue.keypoints.nms import select_keypoints, suppress_non_maxima, window_maximum
+from keyglue.keypoints.nms import refine_keypoints, select_keypoints, suppress_non_maxima, window_maximum
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,12 @@ def test_selection_cuts_to_the_best_and_else_keeps_reading_order():
 
 
 @torch.inference_mode()
-def test_no_two_keypoints_within_the_radius(detector, photographs):
-    points = detector.extract(photographs["coffee"]).keypoints
+def test_no_two_keypoints_within_the_radius(photographs):
+    whole = SuperPointForKeypointDetection.from_pretrained("keyglue-small", refinement_radius=0)
+    points = whole.extract(photographs["coffee"]).keypoints
     distance = (points[:, None] - points[None]).abs().amax(dim=-1)
     distance.fill_diagonal_(100)
-    assert distance.min() > detector.config.nms_radius
+    assert distance.min() > whole.config.nms_radius
 
 
 @torch.inference_mode()
@@ -192,3 +193,30 @@ def test_random_weights_come_from_the_seed():
     second = SuperPointForKeypointDetection(SuperPointConfig())
     assert torch.equal(first.encoder.conv_blocks[0].conv_a.weight, second.encoder.conv_blocks[0].conv_a.weight)
     assert first.num_parameters() == 1_300_865
+
+
+def test_refinement_finds_the_centre_of_a_peak_between_pixels():
+    ys, xs = torch.meshgrid(torch.arange(40.0), torch.arange(50.0), indexing="ij")
+    centres = torch.tensor([[20.3, 11.8], [35.0, 30.5], [8.45, 25.2]])
+    scores = sum(torch.exp(-((xs - x) ** 2 + (ys - y) ** 2) / 2) for x, y in centres)
+    points, _ = select_keypoints(suppress_non_maxima(scores[None], 4)[0], 0.1, 4, 3)
+    refined = refine_keypoints(points, scores, 3)
+    nearest = torch.cdist(refined, centres).min(dim=1).values
+    assert nearest.max() < 0.02
+    assert torch.equal(refine_keypoints(points, scores, 0), points)
+    at_edge = refine_keypoints(torch.tensor([[0.0, 0.0]]), torch.ones(5, 5), 2)
+    assert torch.allclose(at_edge, torch.tensor([[1.0, 1.0]]))
+
+
+@torch.inference_mode()
+def test_refined_keypoints_stay_near_their_pixel(small, photographs):
+    detector = small.keypoint_detector
+    assert detector.config.refinement_radius > 0, "the bundled model refines"
+    refined = detector.extract(photographs["coffee"])
+    whole = SuperPointForKeypointDetection.from_pretrained("keyglue-small", refinement_radius=0)
+    pixels = whole.extract(photographs["coffee"])
+    assert torch.equal(pixels.keypoints, pixels.keypoints.round())
+    assert torch.equal(refined.keypoint_scores, pixels.keypoint_scores)
+    shift = (refined.keypoints - pixels.keypoints).abs()
+    assert 0 < shift.mean() < 1
+    assert shift.max() <= detector.config.refinement_radius

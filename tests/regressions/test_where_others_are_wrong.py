@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "matching"))
 from random_models import enliven, lively_model
 
 import keyglue
-from keyglue import LightGlueConfig, LightGlueForKeypointMatching, LightGlueImageProcessor
+from keyglue import LightGlueConfig, LightGlueForKeypointMatching, LightGlueImageProcessor, SuperPointForKeypointDetection
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +90,12 @@ def test_4_depth_and_width_can_be_off_and_integers_are_numbers(small, pairs, set
     assert len(LightGlueImageProcessor().post_process_keypoint_matching(output, sizes)) == 2
 
 
-def test_5_keypoints_are_not_cut_to_integers(small, assets):
+def test_5_keypoints_are_not_cut_to_integers(assets):
+    model = LightGlueForKeypointMatching.from_pretrained("keyglue-small", hf_compatible=True)
     images = [Image.open(assets / name) for name in ("motorcycle_left.png", "motorcycle_right.png")]
     processor = LightGlueImageProcessor()
     with torch.inference_mode():
-        output = small(**processor(images, return_tensors="pt"))
+        output = model(**processor(images, return_tensors="pt"))
     sizes = [[(image.height, image.width) for image in images]]
     found = processor.post_process_keypoint_matching(output, sizes)[0]["keypoints0"]
     assert found.is_floating_point()
@@ -136,9 +137,9 @@ def test_7_grayscale_images_can_be_drawn_and_features_are_reused(small, photogra
 
 @pytest.mark.parametrize("turns", range(4))
 @torch.inference_mode()
-def test_8_the_border_is_free_on_all_four_sides(small, photographs, turns):
+def test_8_the_border_is_free_on_all_four_sides(photographs, turns):
     image = torch.rot90(photographs["chelsea"], turns, (1, 2))
-    found = small.keypoint_detector.extract(image)
+    found = SuperPointForKeypointDetection.from_pretrained("keyglue-small", refinement_radius=0).extract(image)
     height, width = image.shape[1:]
     assert len(found) > 100
     x, y = found.keypoints.T

@@ -182,7 +182,8 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], source: s
             f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}. "
             "Check that the checkpoint and the configuration belong together; `keyglue convert` reads other layouts."
         )
-    module.load_state_dict({name: _memory_format(tensor) for name, tensor in state_dict.items()}, strict=True, assign=True)
+    laid_out = {name: _memory_format(tensor) for name, tensor in state_dict.items()}
+    module.load_state_dict(laid_out, strict=True, assign=True)
 
 
 def _memory_format(tensor: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ class HubError(CheckpointError):
     """A model could not be fetched from, or sent to, the Hub."""
 
 
+class StoreError(KeyglueError, OSError):
+    """A store of features or matches is damaged, in use by another process, or was made by another model."""
+
+
 class MissingDependencyError(KeyglueError, ImportError):
     """An optional library is needed for what was asked and is not installed.
 

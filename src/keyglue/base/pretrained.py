@@ -29,11 +29,6 @@ from keyglue.base.files import atomic_path
 from keyglue.base.hub import Source, upload_folder
 
 
-# Arguments of other libraries' from_pretrained that choose among ways of loading, of which there is one here; and
-# trust_remote_code, because nothing that a file names is ever run.
-_IGNORED = ("trust_remote_code", "use_safetensors", "low_cpu_mem_usage", "weights_only", "attn_implementation")
-
-
 class PreTrainedModel(nn.Module):
     """A model with a configuration that is loaded from, and saved to, a folder or the Hub.
 
@@ -82,9 +77,8 @@ class PreTrainedModel(nn.Module):
         Args:
             name_or_path: Name of a bundled model (the default), a local folder, a Hub id, or a checkpoint file.
             config: Configuration to use instead of the checkpoint's own.
-            dtype: Floating point type to compute in; float32 unless told, "auto" for that of the file. ``torch_dtype``
-                is its older name.
-            device: Where the weights go; "auto" for the best device there is. ``device_map`` means the same.
+            dtype: Floating point type to compute in; float32 unless told, "auto" for that of the file.
+            device: Where the weights go; "auto" for the best device there is.
             **kwargs: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``force_download`` and
                 ``subfolder`` choose where to look; ``torch_dtype`` and ``device_map`` are other names of ``dtype`` and
                 ``device``; everything else replaces a value of the configuration.

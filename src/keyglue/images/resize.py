@@ -104,6 +104,14 @@ def resize_image(image: Tensor, size: Sequence[int], resample: Any = 2) -> Tenso
     return torch.from_numpy(resized).to(device=image.device, dtype=image.dtype)
 
 
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Take for each pixel of a resized image the mask (h, w) at its centre; return (height, width)."""
+    height, width = mask.shape
+    rows = ((torch.arange(size[0]) + 0.5) * (height / size[0])).long().clamp(max=height - 1)
+    columns = ((torch.arange(size[1]) + 0.5) * (width / size[1])).long().clamp(max=width - 1)
+    return mask[rows[:, None], columns[None, :]]
+
+
 def to_grayscale(image: Tensor) -> Tensor:
     """Return the brightness 0.2989 R + 0.5870 G + 0.1140 B; an image that is gray already keeps its values.
 

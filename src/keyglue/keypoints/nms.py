@@ -1,4 +1,4 @@
-"""Choosing keypoints from a map of scores: non-maximum suppression, border, threshold, the best k."""
+"""Choosing keypoints from a map of scores: non-maximum suppression, border, threshold, the best k, sub-pixel places."""
 
 from __future__ import annotations
 
@@ -71,3 +71,26 @@ def select_keypoints(
         values, best = torch.topk(values, max_keypoints)
         rows, columns = rows[best], columns[best]
     return torch.stack([columns, rows], dim=1).to(torch.float32), values
+
+
+def refine_keypoints(keypoints: Tensor, scores: Tensor, radius: int) -> Tensor:
+    """Move each keypoint to the centre of mass of the scores around it, which places it between pixels.
+
+    Args:
+        keypoints: (N, 2) x, y in whole pixels.
+        scores: (h, w) before suppression.
+        radius: Half width of the square window in pixels; 0 leaves the keypoints as they are.
+
+    Returns:
+        (N, 2) x, y in pixels, at most ``radius`` away along each axis.
+    """
+    if radius == 0 or len(keypoints) == 0:
+        return keypoints
+    reach = torch.arange(-radius, radius + 1, device=scores.device)
+    offsets = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), dim=-1).flatten(0, 1)
+    columns, rows = (keypoints.long()[:, None] + offsets).unbind(-1)
+    # Outside the map nothing weighs anything.
+    padded = F.pad(scores, (radius,) * 4)
+    weights = padded[rows + radius, columns + radius]
+    shift = weights @ offsets.to(weights) / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return keypoints + shift

@@ -28,7 +28,7 @@ from keyglue.keypoints.formats import (
     superpoint_config_of_original,
     superpoint_from_original,
 )
-from keyglue.keypoints.nms import select_keypoints, suppress_non_maxima
+from keyglue.keypoints.nms import refine_keypoints, select_keypoints, suppress_non_maxima
 from keyglue.keypoints.sampling import sample_descriptors
 
 JOINT_PREFIX = "keypoint_detector."
@@ -47,9 +47,11 @@ class SuperPointConfig(PretrainedConfig):
         max_keypoints: Largest number of keypoints an image; -1 for all.
         nms_radius: No two keypoints lie within this many pixels along both axes.
         border_removal_distance: Keypoints nearer than this many pixels to the edge are left out.
+        refinement_radius: Keypoints move to the centre of mass of the scores within this many pixels; 0 keeps them on
+            whole pixels, as published.
         initializer_range: Standard deviation of random weights.
-        hf_compatible: Give transformers' numbers where they differ: keypoints stay at the right and bottom border,
-            and of a colour image only the first channel is seen.
+        hf_compatible: Give transformers' numbers where they differ: keypoints are not refined and stay at the right
+            and bottom border, and of a colour image only the first channel is seen.
     """
 
     model_type: ClassVar[str] = "superpoint"
@@ -62,6 +64,7 @@ class SuperPointConfig(PretrainedConfig):
     max_keypoints: int = -1
     nms_radius: int = 4
     border_removal_distance: int = 4
+    refinement_radius: int = 0
     initializer_range: float = 0.02
     hf_compatible: bool = False
 
@@ -92,6 +95,7 @@ class SuperPointConfig(PretrainedConfig):
         require_int(self, "max_keypoints", -1)
         require_int(self, "nms_radius", 0)
         require_int(self, "border_removal_distance", 0)
+        require_int(self, "refinement_radius", 0)
         require_number(self, "initializer_range", 0)
         require_bool(self, "hf_compatible")
 
@@ -285,14 +289,15 @@ class SuperPointForKeypointDetection(KeypointDetector):
         if mask is not None:
             inside = mask.to(scores.device).bool()[: scores.shape[0], : scores.shape[1]]
             scores = scores.masked_fill(~inside, 0)
-        scores = suppress_non_maxima(scores[None], config.nms_radius)[0]
         keypoints, values = select_keypoints(
-            scores,
+            suppress_non_maxima(scores[None], config.nms_radius)[0],
             config.keypoint_threshold,
             config.border_removal_distance,
             config.max_keypoints,
             border_right_bottom=not config.hf_compatible,
         )
+        if not config.hf_compatible:
+            keypoints = refine_keypoints(keypoints, scores, config.refinement_radius)
         return Features(
             keypoints=keypoints,
             descriptors=sample_descriptors(keypoints, descriptor_map, config.cell),

@@ -23,6 +23,7 @@ from keyglue.base.types import Features
 from keyglue.images.coordinates import resize_keypoints, unrotate_keypoints
 from keyglue.images.processor import LightGlueImageProcessor
 from keyglue.images.read import ImageInput, read_image, read_mask
+from keyglue.images.resize import resize_mask
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.pipelines.result import PairResult
 
@@ -181,7 +182,7 @@ class Matcher:
         steps = self.processor.steps(size=size, do_resize=None if size is None else True)
         prepared = steps.apply(pixels, "channels_first")
         target = (prepared.shape[1], prepared.shape[2])
-        wanted = None if mask is None else _resize_mask(mask, target)
+        wanted = None if mask is None else resize_mask(mask, target)
         features = self.model.extract(prepared.to(self.model.device), mask=wanted)
         return features if target == original else features.with_original_size(original)
 
@@ -277,14 +278,6 @@ def _size_rule(resize: ResizeTo) -> dict[str, int]:
 
 def _mask_for(mask: ImageInput | None, pixels: Tensor) -> Tensor | None:
     return None if mask is None else read_mask(mask, (pixels.shape[1], pixels.shape[2]))
-
-
-def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Take for each pixel of the resized image the mask at its centre."""
-    height, width = mask.shape
-    rows = ((torch.arange(size[0]) + 0.5) * (height / size[0])).long().clamp(max=height - 1)
-    columns = ((torch.arange(size[1]) + 0.5) * (width / size[1])).long().clamp(max=width - 1)
-    return mask[rows[:, None], columns[None, :]]
 
 
 def _quarter_turns(degrees: int | str) -> int:

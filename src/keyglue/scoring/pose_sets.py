@@ -95,6 +95,8 @@ def poses(folder: Path) -> PairSet:
                     group=scene.name if len(files) > 1 else "",
                 )
             )
+    if not pairs:
+        raise InputError(f"{folder}: the rule for choosing pairs leaves no pairs. List pairs of images in pairs.txt.")
     rule = RULE if not listed else "The pairs of pairs.txt." if listed == len(files) else f"pairs.txt, else: {RULE}"
     return PairSet(name="poses", pairs=pairs, rule=rule)
 

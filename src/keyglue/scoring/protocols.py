@@ -131,7 +131,7 @@ def measure_keypoints(
 ) -> dict[str, Any]:
     """Measure repeatability and localisation error of a detector on a pair.
 
-    DeTone et al., "SuperPoint", 2018, appendix B. Only the keypoints count that both images see: those that the
+    DeTone et al., "SuperPoint", 2018. Only the keypoints count that both images see: those that the
     homography maps into the other image. Each is compared with the nearest keypoint of the other image, in that image.
 
     Args:

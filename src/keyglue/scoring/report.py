@@ -199,7 +199,11 @@ def _markdown_row(cells: list[str]) -> str:
 
 
 def _settings_text(values: Any) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items()) if isinstance(values, dict) else str(values)
+    """Return settings as words: "a 1, b x y"."""
+    if not isinstance(values, dict):
+        return " ".join(map(str, values)) if isinstance(values, list) else str(values)
+    texts = {key: _settings_text(value) for key, value in values.items() if value is not None}
+    return ", ".join(f"{key} {text}" for key, text in texts.items())
 
 
 def _plain(value: Any) -> Any:

@@ -145,7 +145,7 @@ def _pair(photograph: Photograph, seed: int, difficulty: float) -> ScoredPair:
     while True:
         views = [random_view(generator, size, difficulty) for _ in range(2)]
         H = np.asarray(views[1] @ np.linalg.inv(views[0]), dtype=np.float64)
-        if min(_overlap(H, size), _overlap(np.linalg.inv(H), size)) >= _LEAST_OVERLAP:
+        if min(_overlap(H, size), _overlap(np.asarray(np.linalg.inv(H), dtype=np.float64), size)) >= _LEAST_OVERLAP:
             break
     pictures = [
         Picture(

@@ -30,8 +30,8 @@ class DetectionSettings:
         margin: Peaks nearer than this many pixels to the edge of the view or of the photograph don't count.
     """
 
-    sigma: float = 1.6
-    threshold: float = 1e-5
+    sigma: float = 1.3
+    threshold: float = 1e-4
     density: float = 0.5
     repeat: float = 2.0
     margin: int = 4
@@ -65,11 +65,13 @@ def find_peaks(scores: Tensor, inside: Tensor, settings: DetectionSettings) -> t
         (B, P, 2) x and y, the best first, and (B, P) booleans, false for entries that are none.
     """
     height, width = scores.shape[1:]
-    kept = suppress_non_maxima(scores.clamp(min=0), CELL // 2)
+    kept = suppress_non_maxima(scores.clamp(min=0), CELL // 2, recovery_rounds=0)
+    near_edge = torch.ones_like(inside)
     margin = settings.margin
-    # Padding counts as outside, so this leaves out the view's border as well.
-    outside = F.pad(~inside, (margin,) * 4, value=True).float()
-    kept = kept.masked_fill(window_maximum(outside, margin)[:, margin:-margin, margin:-margin] > 0, 0)
+    near_edge[:, margin : height - margin, margin : width - margin] = False
+    cut = (~inside).flatten(1).any(dim=1).nonzero().squeeze(1)
+    near_edge[cut] |= window_maximum((~inside[cut]).float(), margin) > 0
+    kept = kept.masked_fill(near_edge, 0)
     count = int(settings.density * height * width / CELL**2)
     values, index = kept.flatten(1).topk(count, dim=1)
     points = torch.stack([index % width, index // width], dim=-1)

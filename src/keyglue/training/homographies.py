@@ -165,12 +165,16 @@ def pixel_grid(size: tuple[int, int], device: torch.device) -> Tensor:
     return torch.stack([columns, rows], dim=-1).reshape(-1, 2).float()
 
 
-def _levels(views: Tensor, size: tuple[int, int], count: int) -> list[int]:
-    """Return the level of the pyramid whose pixels are nearest to, and not much larger than, the view's pixels."""
+def view_scales(views: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return how many pixels of the photograph one pixel of each view (B, 3, 3) is wide, on average: (B,)."""
     height, width = size
     corners = torch.tensor([[0, 0], [width, 0], [width, height], [0, height]], dtype=torch.float64) - 0.5
     x, y = warp(views, corners).nan_to_num(0).unbind(-1)
     # Shoelace formula for the area that the view shows.
     area = (x * y.roll(-1, -1) - x.roll(-1, -1) * y).sum(-1).abs() / 2
-    scale = (area / (height * width)).sqrt().clamp(min=1e-3)
-    return [min(max(round(math.log2(value) - 0.1), 0), count - 1) for value in scale.tolist()]
+    return (area / (height * width)).sqrt().clamp(min=1e-3)
+
+
+def _levels(views: Tensor, size: tuple[int, int], count: int) -> list[int]:
+    """Return the level of the pyramid whose pixels are nearest to, and not much larger than, the view's pixels."""
+    return [min(max(round(math.log2(scale) - 0.1), 0), count - 1) for scale in view_scales(views, size).tolist()]

@@ -137,7 +137,9 @@ def _local_contrast(images: Tensor, draw: _Draw, settings: PhotometricSettings) 
     size = max(8, min(images.shape[2:]) // 6) | 1
 
     def local_mean(values: Tensor) -> Tensor:
-        return F.avg_pool2d(values, size, stride=1, padding=size // 2, count_include_pad=False)
+        # Rows, then columns: the same answer as a square window, many times quicker.
+        rows = F.avg_pool2d(values, (1, size), 1, (0, size // 2), count_include_pad=False)
+        return F.avg_pool2d(rows, (size, 1), 1, (size // 2, 0), count_include_pad=False)
 
     mean = local_mean(images)
     spread = (local_mean(images.square()) - mean.square()).clamp(min=1e-3).sqrt()

@@ -43,6 +43,11 @@ class Photos:
     names: tuple[str, ...]
     pyramids: tuple[tuple[Tensor, ...], ...]
 
+    @classmethod
+    def of_images(cls, names: Sequence[str], images: Sequence[Tensor]) -> Self:
+        """Make photographs of gray images (h, w), values 0 to 255."""
+        return cls(tuple(names), tuple(pyramid(image) for image in images))
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -160,16 +165,21 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
 def _decode(source: Path | bytes, long_side: int) -> tuple[Tensor, ...] | None:
     """Return the levels of one photograph, or None where it can't be used."""
     try:
-        # Opened here, as the reader takes no bytes; a thread of its own decodes it.
-        image = source if isinstance(source, Path) else Image.open(io.BytesIO(source))
-        pixels = load_pixels(image, guess_range=False)
+        gray = read_gray(source if isinstance(source, Path) else Image.open(io.BytesIO(source)), long_side)
     except (ImageError, OSError):
         return None
-    if min(pixels.shape[1:]) < _SMALLEST:
-        return None
-    gray = to_grayscale(pixels.float())
+    return pyramid(gray) if min(gray.shape) >= _SMALLEST else None
+
+
+def read_gray(image: Path | Image.Image, long_side: int) -> Tensor:
+    """Return an image as gray values (h, w), float32 from 0 to 255, shrunk to ``long_side`` where it is larger.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    gray = to_grayscale(load_pixels(image, guess_range=False).float())
     size = resized_size((gray.shape[1], gray.shape[2]), {"longest_edge": long_side})
-    return pyramid(resize_image(gray, size)[0])
+    return resize_image(gray, size)[0]
 
 
 def pyramid(gray: Tensor) -> tuple[Tensor, ...]:

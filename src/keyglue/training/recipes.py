@@ -1,15 +1,23 @@
-"""Recipes: what to train, on what, for how long. Each is a function that returns a frozen dataclass."""
+"""Recipes: what to train, how, and for how long. Each is a function that returns a frozen dataclass.
+
+``steps`` is the length of a whole run on one CPU; training for a number of minutes stretches the schedule to them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+from keyglue.base.errors import InputError
+from keyglue.matching.lightglue.configuration import LightGlueConfig
 from keyglue.training.homographies import ViewSettings
+from keyglue.training.lightglue import MatcherSettings
 from keyglue.training.loop import LoopSettings
 from keyglue.training.superpoint import SuperPointSettings
+
+Size = Literal["small", "base"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,16 +28,35 @@ class Recipe:
         name: Name of the function that made it.
         task: What is trained, on what data.
         loop: How.
+        detector: Model that a matcher's keypoints come from.
+        start: Model that training begins with, where the recipe needs one; empty for new weights.
     """
 
     name: str
-    task: SuperPointSettings
+    task: SuperPointSettings | MatcherSettings
     loop: LoopSettings
+    detector: str = "keyglue-small"
+    start: str = ""
 
     def described(self) -> dict[str, Any]:
-        """Return the recipe as JSON values, by which a resumed run is compared with the one that it goes on with."""
-        text = json.dumps(dataclasses.asdict(self), default=str, sort_keys=True)
-        return json.loads(text)
+        """Return what is trained as JSON values; a run is only resumed with the same. How and how long may change."""
+        task = {key: _plain(value) for key, value in vars(self.task).items()}
+        return json.loads(json.dumps({"name": self.name, **task}, default=str))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def matcher_config(size: Size) -> LightGlueConfig:
+    """Return the settings of a matcher: "small" (6 layers, 128 wide) or "base" (9 layers, 256 wide, as published)."""
+    if size == "base":
+        return LightGlueConfig()
+    if size == "small":
+        return LightGlueConfig(descriptor_dim=128, num_hidden_layers=6, num_attention_heads=4)
+    raise InputError(f"a matcher's size must be 'small' or 'base', got {size!r}.")
 
 
 def superpoint_scratch() -> Recipe:
@@ -37,8 +64,91 @@ def superpoint_scratch() -> Recipe:
     return Recipe(
         name="superpoint_scratch",
         task=SuperPointSettings(),
-        loop=LoopSettings(steps=60_000, learning_rate=4e-4, warmup=200, validate_every=500),
+        loop=LoopSettings(steps=100_000, learning_rate=4e-4, warmup=200, validate_every=1000),
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (superpoint_scratch,)}
+def lightglue_homography(size: Size = "small") -> Recipe:
+    """LightGlue from the start as mutual nearest neighbours, on homographies of photographs."""
+    return Recipe(
+        name="lightglue_homography",
+        task=MatcherSettings(config=matcher_config(size)),
+        loop=LoopSettings(steps=10_000, learning_rate=5e-4, validate_every=250, checkpoint_minutes=3),
+    )
+
+
+def lightglue_3d(size: Size = "small") -> Recipe:
+    """LightGlue after its homographies, on scenes with depth or sparse models as well, with more keypoints."""
+    return Recipe(
+        name="lightglue_3d",
+        task=MatcherSettings(config=matcher_config(size), keypoints=(256, 512)),
+        loop=LoopSettings(steps=5_000, learning_rate=2e-4, validate_every=250, checkpoint_minutes=3),
+    )
+
+
+def lightglue_confidence(size: Size = "small") -> Recipe:
+    """The confidence heads of a trained LightGlue, by which it stops early; nothing else changes."""
+    return Recipe(
+        name="lightglue_confidence",
+        task=MatcherSettings(config=matcher_config(size), stage="confidence", keypoints=(256, 512)),
+        loop=LoopSettings(steps=1_000, learning_rate=1e-3, validate_every=250),
+    )
+
+
+def finetune(size: Size = "small") -> Recipe:
+    """A trained matcher on photographs of one's own."""
+    return Recipe(
+        name="finetune",
+        task=MatcherSettings(config=matcher_config(size), pairs=16, keypoints=(256, 512)),
+        loop=LoopSettings(steps=1_000, learning_rate=1e-4, warmup=50, validate_every=100, log_every=10),
+        start="keyglue-small",
+    )
+
+
+def tiny_cpu() -> Recipe:
+    """A tiny LightGlue from plain random weights in about a minute: to see that training works."""
+    views = ViewSettings(size=(192, 256), difficulty=0.4, max_angle=20, overhang=0)
+    return Recipe(
+        name="tiny_cpu",
+        task=MatcherSettings(
+            config=LightGlueConfig(descriptor_dim=64, num_hidden_layers=2, num_attention_heads=2),
+            start="random",
+            pairs=8,
+            keypoints=(128, 128),
+            views=views,
+            scene_views=views,
+        ),
+        loop=LoopSettings(steps=300, learning_rate=2e-3, warmup=20, ema=0.98, log_every=20, validate_every=100),
+    )
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        superpoint_scratch,
+        lightglue_homography,
+        lightglue_3d,
+        lightglue_confidence,
+        finetune,
+        tiny_cpu,
+    )
+}
+
+
+def find_recipe(name: str, size: Size | None = None) -> Recipe:
+    """Return a recipe by name.
+
+    Args:
+        name: Name of one of the functions of this module.
+        size: Size of the matcher, for the recipes that have one.
+
+    Raises:
+        InputError: There is no such recipe, or it has no size to choose.
+    """
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}.")
+    if size is None:
+        return RECIPES[name]()
+    if not RECIPES[name].__code__.co_argcount:
+        raise InputError(f"the recipe {name} has no size to choose.")
+    return RECIPES[name](size)

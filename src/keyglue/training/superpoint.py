@@ -26,6 +26,7 @@ from keyglue.training.detections import (
     repeated,
     visible,
 )
+from keyglue.training.export import write_detector
 from keyglue.training.homographies import ViewSettings, between_views, random_views, render_views, warp
 from keyglue.training.photometric import PhotometricSettings, change_light
 from keyglue.training.photos import Photos
@@ -319,4 +320,4 @@ class SuperPointTask(Task):
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write plain SuperPoint as a folder that ``from_pretrained`` loads."""
-        cast("SuperPointNetwork", module).folded().save_pretrained(folder)
+        write_detector(folder, cast("SuperPointNetwork", module).folded())

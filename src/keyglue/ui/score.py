@@ -6,6 +6,7 @@ import shlex
 import sys
 from enum import Enum
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -105,7 +106,8 @@ def _print(table: Table) -> None:
         title = table.title if part[0] == 1 else None
         shown = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index in (0, *part):
-            shown.add_column(table.columns[index], justify="right" if index else "left", min_width=widths[index])
+            heading = fill(table.columns[index], widths[index])
+            shown.add_column(heading, justify="right" if index else "left", min_width=widths[index])
         for row in table.rows:
             shown.add_row(*(row[index] for index in (0, *part)))
         where.print(shown)

@@ -51,6 +51,8 @@ class Attention(nn.Module):
         )
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
+        if packing.uniform is not None and probabilities is None and x.is_cuda:
+            return self.o_proj(self._attend_uniform(query, key, value, packing.uniform, cross))
         slices = packing.slices
         messages: list[Tensor] = []
         for image, own in enumerate(slices):
@@ -60,6 +62,15 @@ class Attention(nn.Module):
             if probabilities is not None and weights is not None:
                 probabilities.append(weights)
         return self.o_proj(torch.cat(messages))
+
+    def _attend_uniform(self, query: Tensor, key: Tensor, value: Tensor, count: int, cross: bool) -> Tensor:
+        """Attend as ``_attend`` in all images at once, each of ``count`` tokens; on a GPU launches are what costs."""
+        q, k, v = (part.unflatten(0, (-1, count)).transpose(1, 2) for part in (query, key, value))
+        if cross:
+            k, v = (part.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for part in (k, v))
+        dropout = self.dropout if self.training else 0.0
+        messages = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1])
+        return messages.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, explicit: bool) -> tuple[Tensor, Tensor | None]:
         """Attend from (M, H, d) queries to (N, H', d) keys; return (M, D) and, if explicit, (H, M, N)."""

@@ -6,6 +6,7 @@ nothing is known.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -16,8 +17,10 @@ from torch.nn import functional as F
 from keyglue.base.errors import InputError
 
 if TYPE_CHECKING:
+    from keyglue.matching.lightglue.assignment import MatchAssignment
     from keyglue.matching.lightglue.confidence import TokenConfidence
     from keyglue.matching.lightglue.lightglue import FeaturePair, LightGlueMatcher
+    from keyglue.matching.lightglue.ragged import Packing, Tokens
 
 UNMATCHABLE = -1
 IGNORE = -100
@@ -46,19 +49,19 @@ def check_labels(labels0: Tensor, labels1: Tensor) -> None:
 
 
 def assignment_loss(log_assignment: Tensor, labels0: Tensor, labels1: Tensor) -> Tensor:
-    """Return the negative log-likelihood of the labels under one assignment; positives and negatives weigh the same.
+    """Return the negative log-likelihood (...) of the labels of each pair; positives and negatives weigh the same.
 
-    0.5 mean(-log P at true matches) + 0.25 mean(-log "no match" at unmatchable points), the latter for each image
+    0.5 mean(-log P at true matches) + 0.25 mean(-log "no match" at unmatchable points of image 0) + the same for image 1
 
     Args:
-        log_assignment: (M + 1, N + 1).
-        labels0: (M,).
-        labels1: (N,).
+        log_assignment: (..., M + 1, N + 1).
+        labels0: (..., M).
+        labels1: (..., N).
     """
-    positive0 = (labels0 >= 0).nonzero().squeeze(1)
-    positive = _mean(-log_assignment[positive0, labels0[positive0]])
-    negative0 = _mean(-log_assignment[:-1, -1][labels0 == UNMATCHABLE])
-    negative1 = _mean(-log_assignment[-1, :-1][labels1 == UNMATCHABLE])
+    at_matches = log_assignment[..., :-1, :].gather(-1, labels0.clamp(min=0)[..., None])[..., 0]
+    positive = _mean(-at_matches, labels0 >= 0)
+    negative0 = _mean(-log_assignment[..., :-1, -1], labels0 == UNMATCHABLE)
+    negative1 = _mean(-log_assignment[..., -1, :-1], labels1 == UNMATCHABLE)
     return 0.5 * positive + 0.25 * (negative0 + negative1)
 
 
@@ -68,14 +71,64 @@ def confidence_loss(logits: Tensor, agrees: Tensor) -> Tensor:
 
 
 def best_of(log_assignment: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each point of image 0 (M,) and image 1 (N,) its best column or row, "no match" being the last."""
-    return log_assignment[:-1].argmax(dim=1), log_assignment[:, :-1].argmax(dim=0)
+    """Return for each point of image 0 (..., M) and 1 (..., N) its best column or row, "no match" being the last."""
+    return log_assignment[..., :-1, :].argmax(dim=-1), log_assignment[..., :, :-1].argmax(dim=-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchingLosses:
+    """The losses of some pairs, means over layers and pairs.
+
+    Attributes:
+        assignment: () loss of the assignments, every layer supervised alike.
+        confidence: () loss of the confidence heads; None where it was not asked for or there are no heads.
+        last: Each pair's (M + 1, N + 1) log assignment after the last layer.
+    """
+
+    assignment: Tensor
+    confidence: Tensor | None
+    last: list[Tensor]
+
+
+def matching_losses(
+    model: LightGlueMatcher,
+    pairs: Sequence[FeaturePair],
+    labels: Sequence[tuple[Tensor, Tensor]],
+    *,
+    confidence: bool = True,
+) -> MatchingLosses:
+    """Compute the losses of pairs of Features; the model runs all layers and drops no points.
+
+    Args:
+        model: The matcher.
+        pairs: B pairs of Features.
+        labels: Labels of both images of each pair, on the model's device; ``check_labels`` is for the caller to call.
+        confidence: Whether to compute the loss of the confidence heads.
+    """
+    losses: list[Tensor] = []
+    logits: list[Tensor] = []
+    bests: list[Tensor] = []
+    rows: list[Tensor] = []
+    targets: list[tuple[Tensor, Tensor]] | None = None
+    for index, tokens in enumerate(model.tokens_per_layer(pairs)):
+        if targets is None:
+            targets = _stack_labels(labels, tokens.packing)
+        rows = _assign(model, index, tokens)
+        losses.append(torch.cat([assignment_loss(row, *target) for row, target in zip(rows, targets, strict=True)]))
+        if confidence and len(model.token_confidence):
+            bests.append(torch.cat([_token_order(*best_of(row.detach())) for row in rows]))
+            if index < len(model.token_confidence):
+                logits.append(cast("TokenConfidence", model.token_confidence[index]).logits(tokens.x))
+    terms = [confidence_loss(logit, best == bests[-1]) for logit, best in zip(logits, bests, strict=False)]
+    return MatchingLosses(
+        torch.stack(losses).mean(), torch.stack(terms).mean() if terms else None, [la for row in rows for la in row]
+    )
 
 
 def matching_loss(
     model: LightGlueMatcher, pairs: Sequence[FeaturePair], labels: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the loss of pairs of Features: the mean over layers and pairs, every layer supervised alike.
+    """Return the whole loss of pairs of Features: assignments and confidence heads.
 
     Args:
         model: The matcher; it runs all layers and drops no points.
@@ -91,28 +144,31 @@ def matching_loss(
     labels = [(labels0.to(model.device), labels1.to(model.device)) for labels0, labels1 in labels]
     for labels0, labels1 in labels:
         check_labels(labels0, labels1)
-    assignments: list[list[Tensor]] = []
-    confidences: list[Tensor] = []
-    for index, tokens in enumerate(model.tokens_per_layer(pairs)):
-        assignments.append(model.assign(index, tokens))
-        if index < len(model.token_confidence):
-            confidences.append(cast("TokenConfidence", model.token_confidence[index]).logits(tokens.x))
-    losses = [
-        assignment_loss(log_assignment, *label)
-        for row in assignments
-        for log_assignment, label in zip(row, labels, strict=True)
-    ]
-    loss = torch.stack(losses).mean()
-    if confidences:
-        final = torch.cat([best for last in assignments[-1] for best in best_of(last)])
-        terms = [
-            confidence_loss(logits, torch.cat([best for la in row for best in best_of(la)]) == final)
-            for logits, row in zip(confidences, assignments, strict=False)
-        ]
-        loss = loss + torch.stack(terms).mean()
-    return loss, assignments[-1]
+    losses = matching_losses(model, pairs, labels)
+    total = losses.assignment if losses.confidence is None else losses.assignment + losses.confidence
+    return total, losses.last
 
 
-def _mean(values: Tensor) -> Tensor:
-    """Return the mean, or zero of no values (with a gradient of zero)."""
-    return values.sum() / max(values.numel(), 1)
+def _assign(model: LightGlueMatcher, index: int, tokens: Tokens) -> list[Tensor]:
+    """Return log assignments (b, M + 1, N + 1): all pairs in one where they have as many keypoints, else one by one."""
+    count = tokens.packing.uniform
+    if count is None:
+        return [log_assignment[None] for log_assignment in model.assign(index, tokens)]
+    x = tokens.x.unflatten(0, (-1, 2, count))
+    return [cast("MatchAssignment", model.match_assignment_layers[index])(x[:, 0], x[:, 1])]
+
+
+def _stack_labels(labels: Sequence[tuple[Tensor, Tensor]], packing: Packing) -> list[tuple[Tensor, Tensor]]:
+    if packing.uniform is None:
+        return [(labels0[None], labels1[None]) for labels0, labels1 in labels]
+    return [(torch.stack([row[0] for row in labels]), torch.stack([row[1] for row in labels]))]
+
+
+def _token_order(best0: Tensor, best1: Tensor) -> Tensor:
+    """Bring (b, M) and (b, N) into the order of tokens: pair by pair, image 0 before image 1."""
+    return torch.cat([best0, best1], dim=1).flatten()
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the means over the last dimension where ``mask`` is true, zero (with a gradient of zero) where nowhere."""
+    return torch.where(mask, values, 0).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)

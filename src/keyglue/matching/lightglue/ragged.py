@@ -38,6 +38,11 @@ class Packing:
         return [slice(start, stop) for start, stop in itertools.pairwise(offsets)]
 
     @property
+    def uniform(self) -> int | None:
+        """The number of tokens of every image where all have the same, else None."""
+        return self.lengths[0] if self.lengths and len(set(self.lengths)) == 1 else None
+
+    @property
     def partner(self) -> Packing:
         """The packing with the two images of each pair exchanged."""
         return Packing(tuple(self.lengths[index ^ 1] for index in range(len(self.lengths))))

@@ -1,0 +1,265 @@
+"""Features of images and matches of pairs on disk, in the groups and datasets that hloc reads and writes.
+
+    features  NAME/keypoints (N, 2), NAME/descriptors (D, N), NAME/scores (N,), NAME/image_size (width, height)
+    matches   NAME0/NAME1/matches0 (M,), NAME0/NAME1/matching_scores0 (M,), with "-" for "/" in the names
+
+Keypoints are pixels of the upright image at its full size, the centre of the top-left pixel at (0, 0), as hloc has it.
+What hloc does not know is in an attribute "keyglue" of each group (JSON) and in the dataset inliers0 of a pair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from keyglue.base.errors import InputError, StoreError
+from keyglue.base.types import Features
+from keyglue.images.coordinates import resize_keypoints
+from keyglue.reconstruction.container import ATTRIBUTE, Container
+from keyglue.reconstruction.record import ImageRecord
+
+_BYTES_PER_GROUP = 2000  # what HDF5 needs beside the data, about
+
+
+class FeatureStore(Container):
+    """Features of many images in one HDF5 file."""
+
+    def names(self) -> list[str]:
+        """Return the names of the images, sorted."""
+        return sorted(name for name, _ in self.groups("keypoints"))
+
+    def __contains__(self, name: str) -> bool:
+        return f"{name}/keypoints" in self.file
+
+    def save(self, name: str, features: Features, record: ImageRecord) -> None:
+        """Write the features of an image, in place of earlier ones.
+
+        Args:
+            name: Name of the image relative to its folder, with "/".
+            features: Its features.
+            record: What is known of its file.
+        """
+        arrays = _feature_arrays(features, record.size)
+        note = {
+            **record.to_dict(),
+            "seen": list(features.image_size),
+            "detector": features.detector,
+            "features": _digest(arrays),
+        }
+        with self.entry(name, sum(array.nbytes for array in arrays.values()) + _BYTES_PER_GROUP) as group:
+            for key, array in arrays.items():
+                group.create_dataset(key, data=array)
+            group.attrs[ATTRIBUTE] = json.dumps(note)
+
+    def load(self, name: str) -> Features:
+        """Read the features of an image.
+
+        Raises:
+            InputError: There are none of that name.
+            StoreError: They are damaged.
+        """
+        group = self.group(name)
+        with self.reading(name):
+            arrays = {key: np.asarray(group[key]) for key in group}
+            note = self._note(group)
+            if "features" in note and note["features"] != _digest(arrays):
+                raise StoreError(f"{self.path} is damaged at {name}: its content has changed. Delete the file.")
+            width, height = (int(value) for value in arrays["image_size"])
+            seen = note.get("seen", (height, width))
+            keypoints = torch.from_numpy(arrays["keypoints"].astype(np.float32))
+            return Features(
+                keypoints=resize_keypoints(keypoints, (height, width), seen),
+                descriptors=torch.from_numpy(arrays["descriptors"].T.astype(np.float32)),
+                image_size=seen,
+                keypoint_scores=_tensor(arrays.get("scores")),
+                scales=_tensor(arrays.get("scales")),
+                orientations=_tensor(arrays.get("orientations")),
+                original_size=(height, width),
+                detector=note.get("detector", ""),
+            )
+
+    def keypoints(self, name: str) -> NDArray[np.float32]:
+        """Return the (N, 2) keypoints of an image in pixels of the upright image at its full size."""
+        group = self.group(name)
+        with self.reading(name):
+            return np.asarray(group["keypoints"], dtype=np.float32)
+
+    def descriptors(self, name: str, most: int) -> NDArray[np.float16]:
+        """Return (n, D) descriptors of the ``most`` strongest keypoints of an image, strongest first."""
+        group = self.group(name)
+        with self.reading(name):
+            order = slice(None)
+            if "scores" in group:
+                order = np.argsort(-np.asarray(group["scores"], dtype=np.float32), kind="stable")[:most]
+            return np.asarray(group["descriptors"])[:, order][:, :most].T.astype(np.float16)
+
+    def count(self, name: str) -> int:
+        """Return the number of keypoints of an image."""
+        return int(self.group(name)["keypoints"].shape[0])
+
+    def record(self, name: str) -> ImageRecord:
+        """Return what is known of an image's file; of a store of other code that is its size."""
+        group = self.group(name)
+        with self.reading(name):
+            note = self._note(group)
+            if "size" in note:
+                return ImageRecord.from_dict(note)
+            width, height = (int(value) for value in np.asarray(group["image_size"]))
+            return ImageRecord(size=(height, width))
+
+    def digest(self, name: str) -> str:
+        """Return a digest of an image's features, by which matches know what they were made from."""
+        group = self.group(name)
+        with self.reading(name):
+            found = self._note(group).get("features")
+            return found or _digest({key: np.asarray(group[key]) for key in group})
+
+    @staticmethod
+    def _note(group: Any) -> dict[str, Any]:
+        text = group.attrs.get(ATTRIBUTE)
+        return {} if text is None else json.loads(text)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairMatches:
+    """Matches of a pair of images as a store holds them.
+
+    Attributes:
+        matches: (S, 2) indices into the keypoints of both images, in the order of image 0.
+        scores: (S,) matching scores.
+        inliers: (S,) true where a match agrees with the geometry; None where that was not estimated.
+        geometry: What is known of the geometry, as ``keyglue.reconstruction.verify`` wrote it.
+    """
+
+    matches: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    inliers: NDArray[np.bool_] | None = None
+    geometry: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.matches)
+
+
+class MatchStore(Container):
+    """Matches of many pairs in one HDF5 file."""
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield the pairs, names as the images have them."""
+        for name, group in self.groups("matches0"):
+            names = self._note(group, name).get("names") or name.split("/")
+            yield names[0], names[1]
+
+    def stamp(self, name0: str, name1: str) -> tuple[str, str] | None:
+        """Return the digests of the features that a pair's matches were made from, None where there are none."""
+        key = pair_key(name0, name1)
+        with self.reading(key):
+            group = self.file.get(key)
+            if group is None:
+                return None
+            digests = self._note(group, key).get("features", ["", ""])
+            return digests[0], digests[1]
+
+    def save(
+        self, name0: str, name1: str, found: PairMatches, keypoints: tuple[int, int], digests: tuple[str, str]
+    ) -> None:
+        """Write the matches of a pair, in place of earlier ones.
+
+        Args:
+            name0: Name of image 0.
+            name1: Name of image 1.
+            found: The matches.
+            keypoints: Number of keypoints of both images.
+            digests: Of the features of both images.
+        """
+        count = keypoints[0]
+        index = np.full(count, -1, dtype=np.int16 if keypoints[1] < 1 << 15 else np.int32)
+        scores = np.zeros(count, dtype=np.float16)
+        first = found.matches[:, 0]
+        index[first], scores[first] = found.matches[:, 1], found.scores
+        note = {"names": [name0, name1], "features": list(digests), "geometry": found.geometry}
+        with self.entry(pair_key(name0, name1), 5 * count + _BYTES_PER_GROUP) as group:
+            group.create_dataset("matches0", data=index)
+            group.create_dataset("matching_scores0", data=scores)
+            if found.inliers is not None:
+                inliers = np.zeros(count, dtype=bool)
+                inliers[first] = found.inliers
+                group.create_dataset("inliers0", data=inliers)
+            group.attrs[ATTRIBUTE] = json.dumps(note)
+
+    def load(self, name0: str, name1: str) -> PairMatches:
+        """Read the matches of a pair, whichever of the two images was first when they were written.
+
+        Raises:
+            InputError: There are none.
+            StoreError: They are damaged.
+        """
+        key, swapped = pair_key(name0, name1), False
+        if key not in self.file and pair_key(name1, name0) in self.file:
+            key, swapped = pair_key(name1, name0), True
+        group = self.group(key)
+        with self.reading(key):
+            index = np.asarray(group["matches0"]).astype(np.int64)
+            scores = np.asarray(group["matching_scores0"]).astype(np.float32)
+            first = np.flatnonzero(index >= 0)
+            inliers = np.asarray(group["inliers0"])[first] if "inliers0" in group else None
+            matches = np.stack([first, index[first]], axis=1)
+            if swapped:
+                # The geometry belongs to the order in which the pair was written.
+                return PairMatches(matches[:, ::-1], scores[first], inliers)
+            return PairMatches(matches, scores[first], inliers, self._note(group, key).get("geometry"))
+
+    def _note(self, group: Any, key: str) -> dict[str, Any]:
+        with self.reading(key):
+            text = group.attrs.get(ATTRIBUTE)
+            return {} if text is None else json.loads(text)
+
+
+def pair_key(name0: str, name1: str) -> str:
+    """Return the name of a pair's group, as hloc makes it."""
+    return f"{name0.replace('/', '-')}/{name1.replace('/', '-')}"
+
+
+def check_names(names: list[str]) -> None:
+    """Refuse names of images of which two would be one in a pair's name.
+
+    Raises:
+        InputError: There are such names.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.replace("/", "-"), name)
+        if other != name:
+            raise InputError(f"the images {other} and {name} cannot be told apart in a store of matches: rename one.")
+
+
+def _feature_arrays(features: Features, size: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    """Return the datasets of an image; descriptors are halved in precision, keypoints keep their sub-pixel part."""
+    keypoints = resize_keypoints(features.keypoints.detach().cpu().float(), features.image_size, size)
+    arrays = {
+        "keypoints": keypoints.numpy(),
+        "descriptors": features.descriptors.detach().cpu().half().T.contiguous().numpy(),
+        "image_size": np.array([size[1], size[0]]),
+    }
+    more = {"scores": features.keypoint_scores, "scales": features.scales, "orientations": features.orientations}
+    arrays.update({key: value.detach().cpu().float().numpy() for key, value in more.items() if value is not None})
+    return arrays
+
+
+def _tensor(array: NDArray[Any] | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array.astype(np.float32))
+
+
+def _digest(arrays: dict[str, NDArray[Any]]) -> str:
+    found = hashlib.blake2b(digest_size=12)
+    for key, array in sorted(arrays.items()):
+        found.update(key.encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()

@@ -1,0 +1,278 @@
+"""Training LightGlue on the Features of a frozen detector: on homographies, on scenes, and its confidence heads."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from keyglue.base.errors import ConfigError
+from keyglue.base.types import Features
+from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
+from keyglue.matching.lightglue.configuration import LightGlueConfig
+from keyglue.matching.lightglue.lightglue import FeaturePair, LightGlueMatcher
+from keyglue.matching.lightglue.loss import UNMATCHABLE, matching_losses
+from keyglue.training.export import write_joint_model
+from keyglue.training.homographies import ViewSettings
+from keyglue.training.initialise import (
+    DESCRIPTOR_SCALE,
+    fold_scale,
+    start_as_nearest_neighbours,
+    start_random,
+)
+from keyglue.training.labels import Labels
+from keyglue.training.photometric import PhotometricSettings
+from keyglue.training.photos import Photos
+from keyglue.training.precision import autocast
+from keyglue.training.scenes import Scene
+from keyglue.training.sources import Group, PhotoSource, SceneSource, Source, describe
+from keyglue.training.task import Task, generator_for
+from keyglue.training.validation import HeldOutPairs, score_pairs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatcherSettings:
+    """What LightGlue is trained on.
+
+    Attributes:
+        config: Settings of the matcher; the detector's are taken from the detector itself.
+        start: Weights to begin with where no model is given: "nearest" (step 0 equals mutual nearest neighbours) or
+            "random".
+        stage: "matching" trains all but the confidence heads, "confidence" the confidence heads alone.
+        pairs: Pairs a batch.
+        keypoints: Fewest and most keypoints an image; drawn for each batch.
+        views: How the views of a photograph differ.
+        scene_views: How views differ from the frames of scenes.
+        light: Photometric changes.
+        views_per_group: Views that are described together, of which all pairs are used.
+        scenes: Share of the pairs that come from scenes, where there are any.
+        unrelated: Share of the pairs that show two different things, so that "no match" is learned.
+    """
+
+    config: LightGlueConfig = dataclasses.field(default_factory=LightGlueConfig)
+    start: Literal["nearest", "random"] = "nearest"
+    stage: Literal["matching", "confidence"] = "matching"
+    pairs: int = 32
+    keypoints: tuple[int, int] = (256, 256)
+    views: ViewSettings = ViewSettings(size=(240, 320))
+    scene_views: ViewSettings = ViewSettings(size=(240, 320), difficulty=0.2, max_angle=15, region=(0.7, 1.0), overhang=0)
+    light: PhotometricSettings = PhotometricSettings()
+    views_per_group: int = 6
+    scenes: float = 0.5
+    unrelated: float = 0.06
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.keypoints[0] <= self.keypoints[1] or self.pairs < 1 or self.views_per_group < 2:
+            raise ConfigError("keypoints must be (fewest, most) of at least 2, pairs at least 1, views at least 2.")
+        if self.views.size != self.scene_views.size:
+            raise ConfigError("views of photographs and of scenes must be of one size.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchBatch:
+    """Pairs of Features with their labels."""
+
+    pairs: list[FeaturePair]
+    labels: list[Labels]
+
+
+class MatcherTask(Task):
+    """LightGlue on the Features of one detector.
+
+    Args:
+        settings: What to train on.
+        detector: The detector, frozen, on the device of training.
+        photos: Photographs to train on, on the device of training.
+        held_out: Photographs to validate on.
+        scenes: Scenes to train on, beside the photographs.
+        seed: Of all randomness.
+        start: Matcher to go on from; a new one is made as ``settings.start`` says unless given.
+    """
+
+    def __init__(
+        self,
+        settings: MatcherSettings,
+        detector: SuperPointForKeypointDetection,
+        photos: Photos,
+        held_out: Photos,
+        *,
+        scenes: list[Scene] | None = None,
+        seed: int = 0,
+        start: LightGlueMatcher | None = None,
+    ) -> None:
+        self.settings, self.seed = settings, seed
+        self.pairs_per_batch = settings.pairs
+        self.export_detector = detector
+        most = settings.keypoints[1]
+        self.detector = copy.deepcopy(detector).to(photos.device).eval()
+        self.detector.config = detector.config.replace(max_keypoints=most, keypoint_threshold=0.0)
+        self.sources: list[tuple[float, Source]] = [(1.0, PhotoSource(photos, settings.views))]
+        if scenes and settings.scenes > 0:
+            self.sources = [
+                (1.0 - settings.scenes, self.sources[0][1]),
+                (settings.scenes, SceneSource(scenes, settings.scene_views)),
+            ]
+        self._streams: dict[int, _Stream] = {}
+        self._lock = threading.Lock()
+        # Without an input projection the scale is applied to the descriptors, and folded into the weights in the end.
+        self.scale = 1.0
+        matcher = start
+        if matcher is None:
+            matcher = self._new_matcher(detector)
+        self.module = _prepared(matcher, settings.stage).to(photos.device)
+        self.held_out = _describe_held_out(held_out, settings, self.detector)
+
+    def _new_matcher(self, detector: SuperPointForKeypointDetection) -> LightGlueMatcher:
+        """Make a matcher as ``settings.start`` says."""
+        settings = self.settings
+        matcher = LightGlueMatcher(settings.config.replace(keypoint_detector_config=detector.config))
+        generator = generator_for(self.seed, -1)
+        if settings.start == "nearest":
+            group = self._stream(-1).group(0, 0)
+            sample = torch.cat([features.descriptors for features in group.features]).cpu()
+            start_as_nearest_neighbours(matcher, sample, generator)
+        else:
+            start_random(matcher, generator)
+            if isinstance(matcher.input_projection, nn.Linear):
+                fold_scale(matcher, DESCRIPTOR_SCALE)
+        self.scale = 1.0 if isinstance(matcher.input_projection, nn.Linear) else DESCRIPTOR_SCALE
+        return matcher
+
+    def batch(self, stream: int, index: int) -> MatchBatch:
+        """Take one pair of each of several groups of views, a few of them mixed up so that nothing matches."""
+        settings = self.settings
+        generator = generator_for(self.seed, stream, index)
+        rows = self._stream(stream).rows(index)
+        fewest, most = settings.keypoints
+        count = int(torch.randint(fewest, most + 1, (), generator=generator))
+        pairs: list[FeaturePair] = []
+        labels: list[Labels] = []
+        for number, (group, place) in enumerate(rows):
+            features0, features1, label = group.labelled(place)
+            if float(torch.rand((), generator=generator)) < settings.unrelated and len(rows) > 1:
+                features1 = rows[number - 1][0].features[0]
+                label = tuple(torch.full((len(f),), UNMATCHABLE, device=f.device) for f in (features0, features1))
+            features0, features1, label = _truncated(features0, features1, label, count)
+            if self.scale != 1.0:
+                features0, features1 = (_scaled(features, self.scale) for features in (features0, features1))
+            pairs.append((features0, features1))
+            labels.append(label)
+        return MatchBatch(pairs, labels)
+
+    def _stream(self, stream: int) -> _Stream:
+        with self._lock:
+            if stream not in self._streams:
+                self._streams[stream] = _Stream(self, stream)
+            return self._streams[stream]
+
+    def loss(self, module: nn.Module, batch: MatchBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch."""
+        matcher = cast("LightGlueMatcher", module)
+        confidence = self.settings.stage == "confidence"
+        with autocast(matcher.device):
+            losses = matching_losses(matcher, batch.pairs, batch.labels, confidence=confidence)
+        if confidence and losses.confidence is not None:
+            return losses.confidence, {"assignment": losses.assignment}
+        return losses.assignment, {}
+
+    def plain(self, module: nn.Module) -> LightGlueMatcher:
+        """Return a copy of the matcher in the published form, for descriptors of unit length."""
+        matcher = copy.deepcopy(cast("LightGlueMatcher", module)).eval()
+        if self.scale != 1.0:
+            fold_scale(matcher, self.scale)
+        return matcher
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Score the matches on held-out photographs."""
+        matcher = self.plain(module)
+        pairs, features = self.held_out
+        described = iter(features)
+        return score_pairs(pairs, lambda _: list(next(described)), matcher.match)
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write detector and matcher as one folder that ``from_pretrained`` loads, here and in transformers."""
+        write_joint_model(folder, self.export_detector, self.plain(module))
+
+
+class _Stream:
+    """The groups of one sequence of batches: as many as a batch has pairs, renewed one after the other."""
+
+    def __init__(self, task: MatcherTask, number: int) -> None:
+        self._task, self._number = task, number
+        self._groups: dict[int, tuple[int, Group]] = {}
+        self._lock = threading.Lock()
+        views = task.settings.views_per_group
+        self._rounds = views * (views - 1) // 2
+
+    def rows(self, index: int) -> list[tuple[Group, int]]:
+        """Return the group of each pair of batch ``index``, and which of its pairs it gives."""
+        out: list[tuple[Group, int]] = []
+        count = self._task.settings.pairs
+        with self._lock:
+            for slot in range(count):
+                # Shifted against each other, so that each batch has a few new groups and none has all.
+                turn = index + slot * self._rounds // count
+                generation = turn // self._rounds
+                known = self._groups.get(slot)
+                if known is None or known[0] != generation:
+                    known = (generation, self.group(slot, generation))
+                    self._groups[slot] = known
+                out.append((known[1], turn % self._rounds))
+        return out
+
+    def group(self, slot: int, generation: int) -> Group:
+        """Draw and describe a group: a function of its place alone."""
+        task, settings = self._task, self._task.settings
+        generator = generator_for(task.seed, self._number, slot, generation, 1)
+        lot = float(torch.rand((), generator=generator))
+        source = task.sources[0][1] if lot < task.sources[0][0] else task.sources[-1][1]
+        plan = source.draw(settings.views_per_group, generator)
+        return describe(plan, task.detector, settings.views.size, settings.light, generator)
+
+
+def _prepared(matcher: LightGlueMatcher, stage: str) -> LightGlueMatcher:
+    """Return the matcher in training mode, with those parameters trainable that the stage trains."""
+    heads = set(matcher.token_confidence.parameters())
+    positions = set(matcher.positional_encoder.parameters())
+    if stage == "confidence" and not heads:
+        raise ConfigError("a matcher of one layer has no confidence heads to train.")
+    for parameter in matcher.parameters():
+        # Fourier frequencies that are spread well stay as they are.
+        parameter.requires_grad_(parameter in heads if stage == "confidence" else parameter not in heads | positions)
+    if stage == "confidence" and all(bool((p == 0).all()) for p in heads if p.ndim == 2):
+        with torch.no_grad():
+            for parameter in heads:
+                parameter.zero_()
+    return matcher.train()
+
+
+def _truncated(features0: Features, features1: Features, labels: Labels, count: int) -> tuple[Features, Features, Labels]:
+    """Keep the best ``count`` keypoints of both images; a match with one that is left out is no match any more."""
+    if count >= max(len(features0), len(features1)):
+        return features0, features1, labels
+    kept = [torch.arange(min(count, len(features)), device=features.device) for features in (features0, features1)]
+    cut = [
+        torch.where(own[: len(keep)] >= len(other), UNMATCHABLE, own[: len(keep)])
+        for own, keep, other in zip(labels, kept, reversed(kept), strict=True)
+    ]
+    return features0.select(kept[0]), features1.select(kept[1]), (cut[0], cut[1])
+
+
+def _scaled(features: Features, scale: float) -> Features:
+    return dataclasses.replace(features, descriptors=features.descriptors * scale)
+
+
+def _describe_held_out(
+    photos: Photos, settings: MatcherSettings, detector: SuperPointForKeypointDetection
+) -> tuple[HeldOutPairs, list[tuple[Features, Features]]]:
+    """Make the pairs to validate on and describe them, once."""
+    pairs = HeldOutPairs.of_photos(photos, settings.views, settings.light)
+    size = settings.views.size
+    with torch.no_grad():
+        described = [detector.extract_batch(images, [size] * 2) for images in pairs.images]
+    return pairs, [(first, second) for first, second in described]

@@ -1,0 +1,183 @@
+"""Where the matcher's pairs come from: groups of views that show the same thing, with the true matches between them.
+
+A group is drawn, rendered and described once; all its pairs are used, then it is replaced by a new one. Fresh views
+are worth more than more passes over the same ones.
+
+Shapes: V views a group, h w pixels. Frame: pixels of each view.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from keyglue.base.types import Features
+from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
+from keyglue.training.homographies import (
+    ViewSettings,
+    between_views,
+    random_views,
+    render_views,
+    view_scales,
+    warp,
+)
+from keyglue.training.labels import Labels, homography_labels
+from keyglue.training.photometric import PhotometricSettings, change_light
+from keyglue.training.photos import Photos
+from keyglue.training.scenes import Scene
+
+POSITIVE = 3.0
+# Beyond this a keypoint has no match: homographies are exact, depth and poses are not.
+NEGATIVE_EXACT, NEGATIVE = 3.0, 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A group of views before it is rendered.
+
+    Attributes:
+        photos: What the views show.
+        index: Photograph of each view.
+        views: (V, 3, 3) homographies from pixels of each view to pixels of its photograph.
+        pairs: Views (a, b) that belong together.
+        label: Labels of a pair of views from their numbers and Features.
+    """
+
+    photos: Photos
+    index: list[int]
+    views: Tensor
+    pairs: list[tuple[int, int]]
+    label: Callable[[int, int, Features, Features], Labels]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A group of views that is described.
+
+    Attributes:
+        plan: What the views are.
+        features: Features of each view.
+    """
+
+    plan: Plan
+    features: list[Features]
+
+    def labelled(self, number: int) -> tuple[Features, Features, Labels]:
+        """Return one of the group's pairs, with its labels; numbers beyond the last begin anew."""
+        first, second = self.plan.pairs[number % len(self.plan.pairs)]
+        features0, features1 = self.features[first], self.features[second]
+        return features0, features1, self.plan.label(first, second, features0, features1)
+
+
+class Source(ABC):
+    """Something that groups of views are drawn from."""
+
+    @abstractmethod
+    def draw(self, views: int, generator: torch.Generator) -> Plan:
+        """Draw a group of at most ``views`` views."""
+
+
+class PhotoSource(Source):
+    """Views of single photographs, related by homographies.
+
+    Args:
+        photos: The photographs.
+        settings: How the views differ.
+    """
+
+    def __init__(self, photos: Photos, settings: ViewSettings) -> None:
+        self.photos, self.settings = photos, settings
+
+    def draw(self, views: int, generator: torch.Generator) -> Plan:
+        """Draw views of one photograph."""
+        index = [int(torch.randint(len(self.photos), (), generator=generator))] * views
+        drawn = random_views(self.photos.sizes(index[:1]), views, self.settings, generator)[0]
+
+        def label(first: int, second: int, features0: Features, features1: Features) -> Labels:
+            H = between_views(drawn[first], drawn[second]).to(features0.device, torch.float32)
+            return homography_labels(
+                features0.keypoints, features1.keypoints, H, positive=POSITIVE, negative=NEGATIVE_EXACT
+            )
+
+        return Plan(self.photos, index, drawn, _shuffled(itertools.combinations(range(views), 2), generator), label)
+
+
+class SceneSource(Source):
+    """Frames of scenes that see the same things, each through a view of its own.
+
+    Args:
+        scenes: The scenes.
+        settings: How a view differs from its frame; mild ones will do, as the frames differ already.
+    """
+
+    def __init__(self, scenes: list[Scene], settings: ViewSettings) -> None:
+        self.scenes, self.settings = [scene for scene in scenes if scene.pairs], settings
+
+    def draw(self, views: int, generator: torch.Generator) -> Plan:
+        """Draw a pair of frames of a scene and more frames that see the same things."""
+        scene = self.scenes[int(torch.randint(len(self.scenes), (), generator=generator))]
+        start = scene.pairs[int(torch.randint(len(scene.pairs), (), generator=generator))]
+        near = [pair for pair in scene.pairs if set(pair) & set(start) and pair != start]
+        frames = list(start)
+        for pair in _shuffled(near, generator):
+            frames += [frame for frame in pair if frame not in frames]
+            if len(frames) >= views:
+                break
+        frames = frames[:views]
+        related = set(scene.pairs)
+        pairs = [
+            (a, b)
+            for a, b in itertools.combinations(range(len(frames)), 2)
+            if (frames[a], frames[b]) in related or (frames[b], frames[a]) in related
+        ]
+        drawn = random_views(scene.frames.sizes(frames), 1, self.settings, generator)[:, 0]
+        scales = view_scales(drawn, self.settings.size)
+
+        def label(first: int, second: int, features0: Features, features1: Features) -> Labels:
+            # In pixels of the frames; a view's pixel may be more or less than one of them.
+            scale = float((scales[first] * scales[second]).sqrt())
+            placed = [
+                dataclasses.replace(
+                    features,
+                    keypoints=warp(drawn[view].to(features.device), features.keypoints.double()).nan_to_num(-1e6),
+                    image_size=tuple(scene.frames.pyramids[frames[view]][0].shape),
+                )
+                for view, features in ((first, features0), (second, features1))
+            ]
+            return scene.labels(frames[first], frames[second], *placed, POSITIVE * scale, NEGATIVE * scale)
+
+        return Plan(scene.frames, frames, drawn, _shuffled(pairs, generator), label)
+
+
+def describe(
+    plan: Plan,
+    detector: SuperPointForKeypointDetection,
+    size: tuple[int, int],
+    light: PhotometricSettings,
+    generator: torch.Generator,
+) -> Group:
+    """Render the views of a group, change their light, and describe them.
+
+    Args:
+        plan: The group.
+        detector: Finds and describes keypoints.
+        size: Height and width of the views.
+        light: Photometric changes.
+        generator: Source of randomness, on the CPU.
+    """
+    count = len(plan.index)
+    fill = torch.rand(count, generator=generator) * (torch.rand(count, generator=generator) < 0.5)
+    with torch.no_grad():
+        clean, _ = render_views(plan.photos, plan.index, plan.views, size, fill)
+        features = detector.extract_batch(change_light(clean, light, generator), [size] * count)
+    return Group(plan, features)
+
+
+def _shuffled(items: Iterable[tuple[int, int]], generator: torch.Generator) -> list[tuple[int, int]]:
+    pairs = list(items)
+    return [pairs[i] for i in torch.randperm(len(pairs), generator=generator).tolist()]
