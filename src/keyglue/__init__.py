@@ -48,6 +48,7 @@ _PUBLIC = {
     "SuperPointForKeypointDetection": "keypoints.superpoint",
     "SuperPointImageProcessor": "images.superpoint_processor",
     "SuperPointKeypointDescriptionOutput": "base.outputs",
+    "fit": "training.fit",
     "load_image": "pipelines.original",
     "match": "pipelines.matcher",
     "match_nearest": "matching.nearest_neighbor",

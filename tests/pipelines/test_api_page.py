@@ -82,6 +82,9 @@ def test_documented_defaults():
     assert (config.depth_confidence, config.width_confidence, config.hidden_act) == (0.95, 0.99, "gelu")
     assert (config.initializer_range, config.attention_dropout, config.attention_bias) == (0.02, 0.0, True)
     assert config.trust_remote_code is False
+    assert config.num_key_value_heads == 4
+    assert config.replace(num_attention_heads=8).num_key_value_heads == 8
+    assert LightGlueConfig(num_key_value_heads=2).replace(num_attention_heads=8).num_key_value_heads == 2
     assert isinstance(config.keypoint_detector_config, SuperPointConfig)
     detector = SuperPointConfig()
     assert (detector.keypoint_threshold, detector.max_keypoints, detector.nms_radius) == (0.005, -1, 4)

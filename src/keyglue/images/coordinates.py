@@ -19,6 +19,17 @@ from torch import Tensor
 Points = TypeVar("Points", Tensor, NDArray[Any])
 Size: TypeAlias = Sequence[int] | Tensor | NDArray[Any]
 
+# EXIF orientation -> what turns the stored picture upright: swap x and y first, then flip top to bottom, left to right.
+EXIF_UPRIGHT = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
 
 def resize_keypoints(keypoints: Points, from_size: Size, to_size: Size) -> Points:
     """Map points of an image to the same image resized: (p + 0.5) s - 0.5 on each axis.
@@ -80,6 +91,28 @@ def to_colmap(keypoints: Points) -> Points:
 def from_colmap(keypoints: Points) -> Points:
     """Move points from COLMAP's frame to ours: the inverse of ``to_colmap``."""
     return cast("Points", _floating(keypoints) - 0.5)
+
+
+def to_stored_frame(keypoints: Points, orientation: int, size: tuple[int, int]) -> Points:
+    """Map points of an upright photograph to the picture as its file stores it, before the EXIF orientation.
+
+    Args:
+        keypoints: (..., 2) pixels of the upright image.
+        orientation: EXIF orientation, 1 to 8.
+        size: Height and width of the upright image.
+
+    Returns:
+        (..., 2) pixels of the stored picture.
+    """
+    points = _floating(keypoints)
+    swap, flip_y, flip_x = EXIF_UPRIGHT.get(orientation, (False, False, False))
+    x, y = points[..., 0], points[..., 1]
+    x = size[1] - 1 - x if flip_x else x
+    y = size[0] - 1 - y if flip_y else y
+    x, y = (y, x) if swap else (x, y)
+    if isinstance(points, np.ndarray):
+        return cast("Points", np.stack(cast("Any", (x, y)), axis=-1))
+    return cast("Points", torch.stack(cast("Any", (x, y)), dim=-1))
 
 
 def rotate_keypoints(keypoints: Points, quarter_turns: int, size: tuple[int, int]) -> Points:

@@ -13,18 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from keyglue.base.errors import ImageError, KeyglueError, MissingDependencyError
+from keyglue.images.coordinates import EXIF_UPRIGHT
 
 _ORIENTATION_TAG = 0x0112
-# EXIF orientation -> (swap x and y first, then flip top to bottom, then left to right).
-_UPRIGHT = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -62,7 +53,7 @@ def picture_size(image: Image.Image) -> tuple[int, int]:
     """Return height and width of a Pillow image, upright, without decoding it where that is possible."""
     if image.format == "TIFF" and _orientation(image) > 4:
         image.load()  # Pillow turns TIFF files itself on loading, and what it says of their size before varies
-    swapped = _UPRIGHT.get(_orientation(image), (False,))[0]
+    swapped = EXIF_UPRIGHT.get(_orientation(image), (False,))[0]
     return (image.width, image.height) if swapped else (image.height, image.width)
 
 
@@ -85,7 +76,7 @@ def decode_picture(image: Image.Image, name: str, max_pixels: int) -> NDArray[An
         array = _mode_to_array(image, name)
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         # Asked only now that the image is loaded, because Pillow turns TIFF files itself on loading.
-        swap, flip_y, flip_x = _UPRIGHT.get(_orientation(image), (False, False, False))
+        swap, flip_y, flip_x = EXIF_UPRIGHT.get(_orientation(image), (False, False, False))
         if swap:
             array = array.swapaxes(1, 2)
         return array[:, :: -1 if flip_y else 1, :: -1 if flip_x else 1]

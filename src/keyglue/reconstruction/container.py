@@ -22,6 +22,7 @@ _FORMAT = "keyglue.store.1"
 # Dense groups, and no mark in the file that it is open, which a killed process would leave behind.
 _LIBVER = ("v108", "v108")
 _SUPERBLOCK = 48
+_NOT_COMPARED = {"model": None}  # a name for people; the digest of the weights tells models apart
 _COMMIT_SECONDS = 5.0
 _COMMIT_BYTES = 64 << 20
 
@@ -137,6 +138,12 @@ class Container:
         if due or self._pending > _COMMIT_BYTES:
             self.commit()
 
+    def remove(self, name: str) -> None:
+        """Take out a group; one that is not there is fine."""
+        with self._whole("write"):
+            if name in self.file:
+                del self.file[name]
+
     def groups(self, member: str) -> Iterator[tuple[str, Any]]:
         """Yield (name, group) for every group that directly holds a dataset called ``member``, in order of names."""
         waiting: list[tuple[str, Any]] = [("", self.file)]
@@ -170,7 +177,9 @@ class Container:
             raise
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             where = name or "its table of contents"
-            raise StoreError(f"{self.path} is damaged at {where}: {error}. Delete the file to make it again.") from error
+            raise StoreError(
+                f"{self.path} is damaged at {where}: {error}. Delete the file to make it again."
+            ) from error
 
     def _open_for_writing(self, header: dict[str, Any]) -> None:
         wanted = json.loads(json.dumps({"format": _FORMAT, **header}))
@@ -185,7 +194,7 @@ class Container:
             self._raw.close()
             raise
         found = self.header
-        if found != wanted:
+        if {**found, **_NOT_COMPARED} != {**wanted, **_NOT_COMPARED}:
             self._raw.abandon()
             self.file.close()
             self._raw.close()

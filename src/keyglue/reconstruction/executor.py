@@ -12,20 +12,21 @@ from typing import Any, Protocol, TypeVar
 from keyglue.base.errors import InputError, KeyglueError
 
 Item = TypeVar("Item")
+Item_contra = TypeVar("Item_contra", contravariant=True)
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 
 _PATIENCE = 1.0  # seconds between two looks at whether the other side is still there
 
 
-class Work(Protocol[Item, Result_co]):
+class Work(Protocol[Item_contra, Result_co]):
     """What a stage does: a stream of items in, a stream of results out, in any order."""
 
-    def __call__(self, items: Iterable[Item]) -> Iterator[Result_co]:
+    def __call__(self, items: Iterable[Item_contra]) -> Iterator[Result_co]:
         """Yield a result for every item."""
         ...
 
-    def on(self, device: str) -> Work[Item, Result_co]:
+    def on(self, device: str) -> Work[Item_contra, Result_co]:
         """Return the same work on another device."""
         ...
 
@@ -33,7 +34,7 @@ class Work(Protocol[Item, Result_co]):
 class Executor(Protocol):
     """Runs work over items and hands the results back as they come; only this side writes to stores."""
 
-    def run(self, work: Work[Item, Result], items: Sequence[Item]) -> Iterator[Result]:
+    def run(self, work: Work[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield a result for every item, in any order."""
         ...
 
@@ -41,7 +42,7 @@ class Executor(Protocol):
 class SerialExecutor:
     """Runs everything in this process."""
 
-    def run(self, work: Work[Item, Result], items: Sequence[Item]) -> Iterator[Result]:
+    def run(self, work: Work[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield a result for every item."""
         yield from work(items)
 
@@ -61,7 +62,7 @@ class DeviceExecutor:
             raise InputError("name at least one device, such as 'cuda:0'.")
         self.devices = list(devices)
 
-    def run(self, work: Work[Item, Result], items: Sequence[Item]) -> Iterator[Result]:
+    def run(self, work: Work[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield a result for every item, in the order in which they become ready.
 
         Raises:

@@ -28,6 +28,8 @@ from keyglue.reconstruction.tiling import describe_tiled
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".pgm", ".ppm")
 Progress = Callable[[str, int, int], None]
+# Entries of a configuration that change nothing about the features.
+_NOT_SETTINGS = ("transformers_version", "attn_implementation", "dtype", "architectures")
 # Pixels of images that are decoded and not yet described, beside the one that comes next.
 _AHEAD = 30_000_000
 _COLOUR_TOLERANCE = 10  # of 255, because JPEG changes colours a little
@@ -249,13 +251,12 @@ def feature_header(matcher: Matcher, masks: Masks) -> dict[str, Any]:
     }
 
 
-_NOT_SETTINGS = ("transformers_version", "attn_implementation", "dtype", "architectures")
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Return a digest of a model's weights."""
+def weights_digest(module: nn.Module, but: str | None = None) -> str:
+    """Return a digest of a model's weights, without those whose names begin with ``but``."""
     found = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if but is not None and name.startswith(but):
+            continue
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]

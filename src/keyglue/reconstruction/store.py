@@ -101,9 +101,12 @@ class FeatureStore(Container):
                 order = np.argsort(-np.asarray(group["scores"], dtype=np.float32), kind="stable")[:most]
             return np.asarray(group["descriptors"])[:, order][:, :most].T.astype(np.float16)
 
-    def count(self, name: str) -> int:
-        """Return the number of keypoints of an image."""
-        return int(self.group(name)["keypoints"].shape[0])
+    def memory(self, name: str) -> int:
+        """Return about how many bytes an image's features take in memory."""
+        group = self.group(name)
+        with self.reading(name):
+            length, count = group["descriptors"].shape
+            return int(count) * (4 * int(length) + 24)
 
     def record(self, name: str) -> ImageRecord:
         """Return what is known of an image's file; of a store of other code that is its size."""

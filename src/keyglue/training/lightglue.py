@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, cast
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from keyglue.base.errors import ConfigError
-from keyglue.base.types import Features
+from keyglue.base.types import Features, Matches
 from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
 from keyglue.matching.lightglue.configuration import LightGlueConfig
 from keyglue.matching.lightglue.lightglue import FeaturePair, LightGlueMatcher
 from keyglue.matching.lightglue.loss import UNMATCHABLE, matching_losses
+from keyglue.matching.nearest_neighbor import match_nearest
 from keyglue.training.export import write_joint_model
 from keyglue.training.homographies import ViewSettings
 from keyglue.training.initialise import (
@@ -187,12 +189,18 @@ class MatcherTask(Task):
             fold_scale(matcher, self.scale)
         return matcher
 
+    def baseline(self) -> dict[str, float]:
+        """Score mutual nearest neighbours on the same keypoints."""
+        return self._scores(lambda first, second: match_nearest(first.descriptors, second.descriptors))
+
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Score the matches on held-out photographs."""
-        matcher = self.plain(module)
+        return self._scores(self.plain(module).match)
+
+    def _scores(self, match: Callable[[Features, Features], Matches]) -> dict[str, float]:
         pairs, features = self.held_out
         described = iter(features)
-        return score_pairs(pairs, lambda _: list(next(described)), matcher.match)
+        return score_pairs(pairs, lambda _: list(next(described)), match)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write detector and matcher as one folder that ``from_pretrained`` loads, here and in transformers."""

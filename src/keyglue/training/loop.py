@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from keyglue.base.errors import ConfigError
 from keyglue.training.distributed import Ranks
 from keyglue.training.interrupts import Interrupts
-from keyglue.training.report import Report, synchronise
+from keyglue.training.report import Report, percentages, synchronise
 from keyglue.training.state import pack, read_state, unpack, write_state
 from keyglue.training.task import Task
 from keyglue.training.workers import Workers
@@ -155,6 +155,7 @@ class Trainer:
         """
         settings = self.settings
         if self.ranks.first and self.step == 0 and not self.scores:
+            self.report.note(f"to beat: {percentages(self.task.baseline())}")
             self._validate()
         with Interrupts() as interrupts, Workers(self.task, self.module, settings, self.ranks.rank) as workers:
             while True:
@@ -234,7 +235,7 @@ class Trainer:
 
     def _end(self, *, finished: bool) -> Outcome:
         if self.ranks.first:
-            if finished:
+            if finished and self.step % self.settings.validate_every:
                 self._validate()
             self._save()
             self.task.export(self.ema, self.folder / MODEL_FOLDER)

@@ -117,8 +117,9 @@ def tiny_cpu() -> Recipe:
             keypoints=(128, 128),
             views=views,
             scene_views=views,
+            views_per_group=8,
         ),
-        loop=LoopSettings(steps=300, learning_rate=2e-3, warmup=20, ema=0.98, log_every=20, validate_every=100),
+        loop=LoopSettings(steps=120, learning_rate=2e-3, warmup=20, ema=0.98, log_every=20, validate_every=60),
     )
 
 

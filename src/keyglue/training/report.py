@@ -68,8 +68,7 @@ class Report:
     def scores(self, step: int, scores: dict[str, float], hours: float) -> None:
         """Write validation scores."""
         self._write({"step": step, "hours": hours, **{f"held_out_{name}": value for name, value in scores.items()}})
-        text = "  ".join(f"{name} {value:.1%}" for name, value in scores.items())
-        self._show(f"step {step}  held out: {text}  ({hours:.2f} h)")
+        self._show(f"step {step}  held out: {percentages(scores)}  ({hours:.2f} h)")
 
     def note(self, text: str) -> None:
         """Show a line that is not logged."""
@@ -86,6 +85,11 @@ class Report:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, values["step"])
+
+
+def percentages(scores: dict[str, float]) -> str:
+    """Return scores as text."""
+    return "  ".join(f"{name} {value:.1%}" for name, value in scores.items())
 
 
 def _step_of(line: str) -> int:

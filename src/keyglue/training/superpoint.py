@@ -314,6 +314,10 @@ class SuperPointTask(Task):
         parts = {"detector": detector, "descriptor": descriptor, "accuracy": accuracy, "temperature": temperature}
         return self.settings.detector_weight * detector + descriptor, parts
 
+    def baseline(self) -> dict[str, float]:
+        """Score the bundled detector."""
+        return detector_scores(SuperPointForKeypointDetection.from_pretrained().to(self.photos.device), self.held_out)
+
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Score mutual nearest neighbours on held-out photographs."""
         return detector_scores(cast("SuperPointNetwork", module).folded().to(self.photos.device), self.held_out)

@@ -41,6 +41,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def baseline(self) -> dict[str, float]:
+        """Return the scores that ``validate`` gives to what a trained model has to beat."""
+
+    @abstractmethod
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Return scores on held-out data, precision and recall among them."""
 

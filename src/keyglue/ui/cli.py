@@ -16,6 +16,7 @@ from keyglue.ui.extract import extract
 from keyglue.ui.match import match
 from keyglue.ui.models import models, version
 from keyglue.ui.score import score
+from keyglue.ui.train import train
 
 
 class _Group(TyperGroup):
@@ -42,7 +43,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True
 )
-for verb in (match, extract, score, convert, models, version):
+for verb in (match, extract, score, train, convert, models, version):
     app.command()(verb)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from keyglue.base.config import PretrainedConfig, config_dataclass, require_bool, require_int, require_number
 from keyglue.base.errors import ConfigError
@@ -39,7 +40,7 @@ class LightGlueConfig(PretrainedConfig):
         descriptor_dim: Width D of the matcher's descriptors.
         num_hidden_layers: Layers L, each a self- and a cross-attention block.
         num_attention_heads: Heads of each attention.
-        num_key_value_heads: Heads of keys and values: all (None), one for all queries (1) or groups in between.
+        num_key_value_heads: Heads of keys and values: as many as of queries (None), one for all (1), or in between.
         depth_confidence: A pair stops when this share of its points is confident; <= 0 never stops early.
         width_confidence: Points are dropped when their matchability is at most 1 minus this; <= 0 never drops.
         filter_threshold: Score that a match must exceed.
@@ -86,7 +87,13 @@ class LightGlueConfig(PretrainedConfig):
     @property
     def key_value_heads(self) -> int:
         """Number of key and value heads."""
-        return self.num_attention_heads if self.num_key_value_heads is None else self.num_key_value_heads
+        return cast("int", self.num_key_value_heads)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some values changed; as many key and value heads as attention heads stay as many."""
+        if self.num_key_value_heads == self.num_attention_heads and "num_attention_heads" in changes:
+            changes.setdefault("num_key_value_heads", None)
+        return super().replace(**changes)
 
     @property
     def input_dim(self) -> int:
@@ -118,13 +125,11 @@ class LightGlueConfig(PretrainedConfig):
             raise ConfigError(
                 f"descriptor_dim ({self.descriptor_dim}) must be num_attention_heads ({heads}) times an even number."
             )
-        if self.num_key_value_heads is not None:
-            require_int(self, "num_key_value_heads", 1)
-            if heads % self.num_key_value_heads:
-                raise ConfigError(
-                    f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads "
-                    f"({self.num_key_value_heads})."
-                )
+        require_int(self, "num_key_value_heads", 1)
+        if heads % self.key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({self.key_value_heads})."
+            )
         require_number(self, "depth_confidence", maximum=1)
         require_number(self, "width_confidence", maximum=1)
         require_number(self, "filter_threshold", 0, 1)
@@ -142,6 +147,8 @@ class LightGlueConfig(PretrainedConfig):
         if self.hf_compatible and detector.model_type == "superpoint":
             detector = detector.replace(hf_compatible=True)
         object.__setattr__(self, "keypoint_detector_config", detector)
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         rest = dict(self.extra)
         for name in ("hidden_size", "intermediate_size"):
             given = rest.pop(name, None)

@@ -1,0 +1,167 @@
+"""Which images may show the same place: one vector an image, made from its own local features, compared by product.
+
+The vector is a VLAD (Jégou et al., CVPR 2010) with intra-normalisation (Arandjelović and Zisserman, CVPR 2013): for
+each word c of a codebook the sum of x - c over the descriptors x nearest to it, each sum brought to length one, signed
+square roots, centred, reduced by PCA. Codebook and PCA come from the images themselves: nothing has to be loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from keyglue.base.errors import InputError
+from keyglue.reconstruction.store import FeatureStore
+
+Vectors = NDArray[np.float32]
+
+_TRAINING_IMAGES = 4096
+_TRAINING_DESCRIPTORS = 131_072
+_ROUNDS = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalOptions:
+    """Settings of the image vectors.
+
+    Attributes:
+        words: Size of the codebook.
+        keypoints: Number of an image's strongest keypoints that are looked at.
+        dimensions: Largest length of an image's vector.
+        seed: Start of the random numbers.
+    """
+
+    words: int = 64
+    keypoints: int = 1024
+    dimensions: int = 1024
+    seed: int = 0
+
+
+def image_vectors(
+    store: FeatureStore,
+    names: Sequence[str],
+    options: RetrievalOptions | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Vectors:
+    """Return one unit vector for each image, (n, d); an image without keypoints gets zeros.
+
+    Args:
+        store: Features of the images.
+        names: The images.
+        options: Settings.
+        progress: Called with "describe images", the number of images done and that of all.
+
+    Raises:
+        InputError: There are no images.
+    """
+    chosen = options or RetrievalOptions()
+    if not names:
+        raise InputError("retrieval needs at least one image.")
+    generator = torch.Generator().manual_seed(chosen.seed)
+    sample = _sample(len(names), _TRAINING_IMAGES, generator)
+    codebook = _train_codebook(store, [names[index] for index in sample], chosen, generator)
+    known = torch.zeros(len(sample), codebook.numel())
+    for row, index in enumerate(sample):
+        known[row] = _aggregate(_descriptors(store, names[index], chosen), codebook)
+    mean, axes = _principal_axes(known, chosen.dimensions)
+    del known
+    vectors = np.zeros((len(names), axes.shape[1]), dtype=np.float32)
+    for index, name in enumerate(names):
+        found = _aggregate(_descriptors(store, name, chosen), codebook)
+        if found.any():
+            vectors[index] = normalize((found - mean) @ axes, dim=0).numpy()
+        if progress is not None:
+            progress("describe images", index + 1, len(names))
+    return vectors
+
+
+def nearest_images(vectors: Vectors, count: int, *, block: int = 2048) -> NDArray[np.int64]:
+    """Return for each image the ``count`` most similar others, best first, (n, min(count, n - 1)).
+
+    Memory is bounded by ``block`` times the number of images.
+
+    Args:
+        vectors: (n, d) from ``image_vectors``.
+        count: Number of neighbours.
+        block: Number of images that are compared with all others at once.
+
+    Raises:
+        InputError: ``count`` is not positive.
+    """
+    if count < 1:
+        raise InputError(f"each image needs at least one neighbour, got {count}.")
+    everything = torch.from_numpy(vectors)
+    total = len(everything)
+    found = np.zeros((total, min(count, total - 1)), dtype=np.int64)
+    # Fewer rows at a time for many images, so that one product stays near 256 MB.
+    rows = max(1, min(block, (64 << 20) // max(1, total)))
+    for start in range(0, total, rows):
+        part = everything[start : start + rows]
+        similarity = part @ everything.T
+        own = torch.arange(len(part))
+        similarity[own, own + start] = -torch.inf
+        found[start : start + len(part)] = similarity.topk(found.shape[1], dim=1).indices.numpy()
+    return found
+
+
+def _descriptors(store: FeatureStore, name: str, options: RetrievalOptions) -> Tensor:
+    return torch.from_numpy(store.descriptors(name, options.keypoints).astype(np.float32))
+
+
+def _sample(total: int, most: int, generator: torch.Generator) -> list[int]:
+    return sorted(torch.randperm(total, generator=generator)[:most].tolist())
+
+
+def _train_codebook(
+    store: FeatureStore, names: Sequence[str], options: RetrievalOptions, generator: torch.Generator
+) -> Tensor:
+    """Return (words, D) unit vectors: spherical k-means of descriptors from all over the images."""
+    share = max(8, _TRAINING_DESCRIPTORS // len(names))
+    parts: list[Tensor] = []
+    for name in names:
+        found = _descriptors(store, name, options)
+        parts.append(found[_sample(len(found), share, generator)])
+    pool = torch.cat(parts)
+    if not len(pool):
+        raise InputError("no image has keypoints: retrieval has nothing to go by.")
+    pool = pool[_sample(len(pool), _TRAINING_DESCRIPTORS, generator)]
+    words = pool[torch.randperm(len(pool), generator=generator)[: options.words]].clone()
+    for _ in range(_ROUNDS):
+        nearest = _nearest_word(pool, words)
+        # A word that nothing is nearest to stays where it is.
+        sums = (1e-6 * words).index_add_(0, nearest, pool)
+        words = normalize(sums, dim=1)
+    return words
+
+
+def _nearest_word(descriptors: Tensor, words: Tensor) -> Tensor:
+    return torch.cat([(part @ words.T).argmax(dim=1) for part in descriptors.split(16384)])
+
+
+def _aggregate(descriptors: Tensor, codebook: Tensor) -> Tensor:
+    """Return the VLAD (words * D,) of an image, of length one, or zeros without keypoints."""
+    sums = torch.zeros_like(codebook)
+    if len(descriptors):
+        nearest = _nearest_word(descriptors, codebook)
+        sums.index_add_(0, nearest, descriptors - codebook[nearest])
+    flat = normalize(sums, dim=1).flatten()
+    return normalize(flat.sign() * flat.abs().sqrt(), dim=0)
+
+
+def _principal_axes(vectors: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the mean (V,) and the axes (V, d) of largest variance, through the products of the images."""
+    mean = vectors.mean(dim=0)
+    centred = vectors - mean
+    if len(vectors) == 1:
+        return torch.zeros_like(mean), normalize(vectors, dim=1).T
+    values, products = torch.linalg.eigh((centred @ centred.T).double())
+    order = torch.argsort(values, descending=True)[: min(most, len(vectors) - 1)]
+    keep = order[values[order] > 1e-9 * values[order[0]].clamp(min=1e-30)]
+    axes = centred.T @ (products[:, keep] / values[keep].sqrt()).float()
+    return mean, axes
