@@ -2,9 +2,11 @@
 #
 #   make PYTHON=python3.12 test      another Python
 #   make PIP_ARGS="..." demo         further arguments of pip, such as the index of PyTorch's CPU builds
+#   make WORKERS=8 test              tests in more processes than two
 
 PYTHON ?= python3
 PIP_ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin
 
@@ -28,8 +30,9 @@ demo: $(DEMO_READY)
 	$(RUN)/keyglue match assets/motorcycle_left.png assets/motorcycle_right.png -o matches.png
 	@echo "The matches are drawn in $(CURDIR)/matches.png"
 
+# One thread a worker: two that share a core wait for each other most of the time.
 test: lint types imports
-	$(RUN)/pytest -q
+	OMP_NUM_THREADS=1 $(RUN)/pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.ready-dev
 	$(RUN)/ruff check .
@@ -46,7 +49,7 @@ imports: $(VENV)/.ready-dev
 	$(RUN)/lint-imports
 
 docs: $(VENV)/.ready-dev
-	$(RUN)/pytest -q tests/docs
+	OMP_NUM_THREADS=1 $(RUN)/pytest -q tests/docs
 
 minimal:
 	rm -rf build/minimal

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from typing_extensions import Self
 
 from keyglue.base.devices import resolve_device
 from keyglue.base.errors import InputError
-from keyglue.base.types import Features
+from keyglue.base.types import Features, Matches
 from keyglue.images.coordinates import resize_keypoints, unrotate_keypoints
 from keyglue.images.processor import LightGlueImageProcessor
 from keyglue.images.read import ImageInput, read_image, read_mask
@@ -113,8 +114,35 @@ class Matcher:
             features1: Of image 1.
             seed: Seed of the robust estimators that the result offers.
         """
-        start = time.perf_counter()
-        found = self.model.match(features0, features1)
+        return self.match_many(features0, [features1], seed=seed)[0]
+
+    def match_many(
+        self, query: Features, database: Sequence[Features], *, batch: int = 16, seed: int = 0
+    ) -> list[PairResult]:
+        """Match one image with many by their Features.
+
+        Args:
+            query: Of image 0 of every pair.
+            database: Of the images that it is matched with.
+            batch: Number of pairs that the model gets at once; the results do not depend on it.
+            seed: Seed of the robust estimators that the results offer.
+
+        Returns:
+            One result for each image of ``database``, in their order.
+        """
+        results: list[PairResult] = []
+        for first in range(0, len(database), batch):
+            part = database[first : first + batch]
+            start = time.perf_counter()
+            with torch.no_grad():
+                found = self.model.match_pairs([(query, other) for other in part])
+            each = _since(start) / len(part)
+            results += [self._result(query, *pair, seed, each) for pair in zip(part, found, strict=True)]
+        return results
+
+    def _result(
+        self, features0: Features, features1: Features, found: Matches, seed: int, milliseconds: float
+    ) -> PairResult:
         indices = found.indices
         return PairResult(
             keypoints0=_original(features0),
@@ -128,7 +156,7 @@ class Matcher:
             stop_layer=found.stop_layer,
             num_layers=self.num_layers,
             seed=seed,
-            milliseconds={"match": _since(start)},
+            milliseconds={"match": milliseconds},
         )
 
     def match(

@@ -269,7 +269,8 @@ def _results(chunk: Iterable[Matched | Future[Matched]]) -> list[Matched]:
 
 def _chunks(pairs: Pairs, names: Sequence[str]) -> Iterator[list[NamePair]]:
     for start in range(0, len(pairs), _CHUNK):
-        yield [(names[first], names[second]) for first, second in pairs[start : start + _CHUNK].tolist()]
+        chunk: list[tuple[int, int]] = pairs[start : start + _CHUNK].tolist()
+        yield [(names[first], names[second]) for first, second in chunk]
 
 
 def _is_missing(matches: MatchStore, names: Sequence[str], pair: list[int], digests: dict[str, str]) -> bool:

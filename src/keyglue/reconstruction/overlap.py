@@ -1,4 +1,4 @@
-"""A cheap guess at how much two images have in common, for skipping pairs that are not worth a matcher's time."""
+"""A cheap guess at how much two images have in common: for ranking candidates, and skipping hopeless pairs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from torch.nn.functional import normalize
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features
 
-_STRONGEST = 256
+# Keypoints of each image that are compared. On a walk around a building and an orbit in a room, at 640 pixels, a score
+# below 4 had 72 % of the pairs without a common point, 1 % of those with 15 to 30 and none of those with more; of pairs
+# of images from the two different places it had 94 %.
+STRONGEST = 512
+LEAST_OVERLAP = 4
 _SIMILAR = 0.7
 
 
 def overlap_score(features0: Features, features1: Features) -> int:
     """Return how many of the strongest keypoints of two images are each other's nearest, and similar.
 
-    Unrelated images have a few such pairs too; the score only tells hopeless pairs from the others. It costs about
-    a hundredth of matching.
+    Unrelated images have a few such pairs too: the score tells hopeless pairs from the others, not good from bad ones.
 
     Args:
         features0: Of image 0.
@@ -26,20 +29,28 @@ def overlap_score(features0: Features, features1: Features) -> int:
     Raises:
         InputError: The descriptors are not of one length.
     """
-    first, second = _strongest(features0), _strongest(features1)
-    if first.shape[1] != second.shape[1]:
-        raise InputError(f"descriptors must be of one length, got {first.shape[1]} and {second.shape[1]}.")
-    if not len(first) or not len(second):
+    return descriptor_overlap(_strongest(features0), _strongest(features1))
+
+
+def descriptor_overlap(descriptors0: Tensor, descriptors1: Tensor) -> int:
+    """Return the ``overlap_score`` of descriptors (m, D) and (n, D) of unit length.
+
+    Raises:
+        InputError: They are not of one length.
+    """
+    if descriptors0.shape[1] != descriptors1.shape[1]:
+        raise InputError(f"descriptors must be of one length, got {descriptors0.shape[1]} and {descriptors1.shape[1]}.")
+    if not len(descriptors0) or not len(descriptors1):
         return 0
-    similarity = first @ second.T
+    similarity = descriptors0 @ descriptors1.T
     best, nearest0 = similarity.max(dim=1)
     nearest1 = similarity.argmax(dim=0)
-    mutual = nearest1[nearest0] == torch.arange(len(first), device=first.device)
+    mutual = nearest1[nearest0] == torch.arange(len(descriptors0), device=descriptors0.device)
     return int((mutual & (best > _SIMILAR)).sum())
 
 
 def _strongest(features: Features) -> Tensor:
     descriptors = features.descriptors
-    if features.keypoint_scores is not None and len(features) > _STRONGEST:
-        descriptors = descriptors[features.keypoint_scores.topk(_STRONGEST).indices]
-    return normalize(descriptors[:_STRONGEST].float(), dim=1)
+    if features.keypoint_scores is not None and len(features) > STRONGEST:
+        descriptors = descriptors[features.keypoint_scores.topk(STRONGEST).indices]
+    return normalize(descriptors[:STRONGEST].float(), dim=1)

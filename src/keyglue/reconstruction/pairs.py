@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -130,11 +130,19 @@ def read_pairs(path: Path, names: Sequence[str]) -> Pairs:
     return unique_pairs(np.array(found, dtype=np.int64).reshape(-1, 2))
 
 
-def write_pairs(path: Path, pairs: Pairs, names: Sequence[str]) -> None:
-    """Write pairs for ``read_pairs``; names with spaces are put in quotes."""
+def write_pairs(path: Path, pairs: Pairs, names: Sequence[str], comment: str = "") -> None:
+    """Write pairs for ``read_pairs``, below a comment if there is one; names with spaces are put in quotes."""
     quoted = [shlex.quote(name) if re.search(r"[\s\"'#\\]", name) else name for name in names]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(f"# {comment}\n" if comment else "")
         stream.writelines(f"{quoted[first]} {quoted[second]}\n" for first, second in pairs.tolist())
+
+
+def indices_of(pairs: Iterable[tuple[str, str]], names: Sequence[str]) -> Pairs:
+    """Return pairs of names as indices; pairs with a name that is not among the images are passed over."""
+    index = {name: number for number, name in enumerate(names)}
+    found = [(index[first], index[second]) for first, second in pairs if first in index and second in index]
+    return unique_pairs(np.array(found, dtype=np.int64).reshape(-1, 2))
 
 
 def schedule(pairs: Pairs, count: int, capacity: int) -> Pairs:

@@ -1,13 +1,14 @@
 """Which images may show the same place: one vector an image, made from its own local features, compared by product.
 
 The vector is a VLAD (Jégou et al., CVPR 2010) with intra-normalisation (Arandjelović and Zisserman, CVPR 2013): for
-each word c of a codebook the sum of x - c over the descriptors x nearest to it, each sum brought to length one, signed
-square roots, centred, reduced by PCA. Codebook and PCA come from the images themselves: nothing has to be loaded.
+each word c of a codebook the sum of (x - c) / |x - c| over the descriptors x nearest to it, each sum brought to length
+one, signed square roots, centred, reduced by PCA. Codebook and PCA come from the images themselves: nothing is loaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,11 +18,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from keyglue.base.errors import InputError
+from keyglue.reconstruction.overlap import STRONGEST, descriptor_overlap
+from keyglue.reconstruction.pairs import neighbour_pairs, schedule
 from keyglue.reconstruction.store import FeatureStore
 
 Vectors = NDArray[np.float32]
 
-_TRAINING_IMAGES = 4096
+_TRAINING_IMAGES = 2048
 _TRAINING_DESCRIPTORS = 131_072
 _ROUNDS = 12
 
@@ -37,7 +40,7 @@ class RetrievalOptions:
         seed: Start of the random numbers.
     """
 
-    words: int = 64
+    words: int = 128
     keypoints: int = 1024
     dimensions: int = 1024
     seed: int = 0
@@ -110,6 +113,49 @@ def nearest_images(vectors: Vectors, count: int, *, block: int = 2048) -> NDArra
     return found
 
 
+def rerank(
+    store: FeatureStore,
+    names: Sequence[str],
+    neighbours: NDArray[np.int64],
+    count: int,
+    *,
+    memory: int = 1 << 30,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> NDArray[np.int64]:
+    """Return for each image the ``count`` of its candidates with the largest ``overlap_score``, best first.
+
+    Args:
+        store: Features of the images.
+        names: The images.
+        neighbours: (n, k) candidates from ``nearest_images``; among equals the earlier one wins.
+        count: Number of neighbours to keep.
+        memory: Bytes of descriptors that are kept in memory.
+        progress: Called with "compare images", the number of pairs done and that of all.
+    """
+    pairs = neighbour_pairs(neighbours)
+    capacity = max(2, memory // max(1, _descriptor_bytes(store, names)))
+
+    @functools.lru_cache(maxsize=capacity)
+    def strongest(index: int) -> Tensor:
+        return normalize(torch.from_numpy(store.descriptors(names[index], STRONGEST).astype(np.float32)), dim=1)
+
+    scores: dict[tuple[int, int], int] = {}
+    for done, (first, second) in enumerate(schedule(pairs, len(names), capacity).tolist(), start=1):
+        scores[first, second] = descriptor_overlap(strongest(first), strongest(second))
+        if progress is not None:
+            progress("compare images", done, len(pairs))
+    found = np.zeros((len(neighbours), min(count, neighbours.shape[1])), dtype=np.int64)
+    for image, candidates in enumerate(neighbours.tolist()):
+        ranked = sorted(candidates, key=lambda other: -scores[min(image, other), max(image, other)])
+        found[image] = ranked[: found.shape[1]]
+    return found
+
+
+def _descriptor_bytes(store: FeatureStore, names: Sequence[str]) -> int:
+    """Return the memory that the strongest descriptors of an image take, judged by the first image."""
+    return store.descriptors(names[0], STRONGEST).size * 4
+
+
 def _descriptors(store: FeatureStore, name: str, options: RetrievalOptions) -> Tensor:
     return torch.from_numpy(store.descriptors(name, options.keypoints).astype(np.float32))
 
@@ -149,7 +195,7 @@ def _aggregate(descriptors: Tensor, codebook: Tensor) -> Tensor:
     sums = torch.zeros_like(codebook)
     if len(descriptors):
         nearest = _nearest_word(descriptors, codebook)
-        sums.index_add_(0, nearest, descriptors - codebook[nearest])
+        sums.index_add_(0, nearest, normalize(descriptors - codebook[nearest], dim=1))
     flat = normalize(sums, dim=1).flatten()
     return normalize(flat.sign() * flat.abs().sqrt(), dim=0)
 
@@ -157,9 +203,9 @@ def _aggregate(descriptors: Tensor, codebook: Tensor) -> Tensor:
 def _principal_axes(vectors: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Return the mean (V,) and the axes (V, d) of largest variance, through the products of the images."""
     mean = vectors.mean(dim=0)
-    centred = vectors - mean
     if len(vectors) == 1:
         return torch.zeros_like(mean), normalize(vectors, dim=1).T
+    centred = vectors - mean
     values, products = torch.linalg.eigh((centred @ centred.T).double())
     order = torch.argsort(values, descending=True)[: min(most, len(vectors) - 1)]
     keep = order[values[order] > 1e-9 * values[order[0]].clamp(min=1e-30)]

@@ -29,8 +29,8 @@ from keyglue.training.geometry import disparity_of_right, fundamental_matrix, pr
 from keyglue.training.labels import Labels, labels_from_depth, labels_from_disparity, labels_from_tracks
 from keyglue.training.photos import Photos, read_gray
 
-# Pairs of frames whose images share this much of what they see are trained on.
-OVERLAP = (0.1, 0.9)
+# Pairs of frames are trained on if each sees this share of what the other does, or more.
+FEWEST_SHARED = 0.1
 FEWEST_TRACKS = 15
 # Overlap by depth is looked at for so many pairs of frames at most.
 MOST_PAIRS = 4000
@@ -89,9 +89,7 @@ class DepthScene(Scene):
         self.cameras = [as_camera(frame).scaled(size) for frame, size in zip(frames, sizes, strict=True)]
         self.rotations = [torch.tensor(frame["R"], dtype=torch.float64) for frame in frames]
         self.translations = [torch.tensor(frame["t"], dtype=torch.float64).reshape(3) for frame in frames]
-        self.pairs = [
-            pair for pair in _some_pairs(len(frames)) if OVERLAP[0] <= self._overlap(*pair) <= OVERLAP[1]
-        ]
+        self.pairs = [pair for pair in _some_pairs(len(frames)) if self._overlap(*pair) >= FEWEST_SHARED]
 
     def labels(
         self, first: int, second: int, features0: Features, features1: Features, positive: float, negative: float
@@ -152,7 +150,7 @@ class TrackScene(Scene):
         shared = _shared_tracks(self.images)
         own = shared.diagonal()
         share = shared / torch.minimum(own[:, None], own[None, :]).clamp(min=1)
-        good = (shared >= FEWEST_TRACKS) & (share >= OVERLAP[0]) & (share <= OVERLAP[1])
+        good = (shared >= FEWEST_TRACKS) & (share >= FEWEST_SHARED)
         self.pairs = [(int(i), int(j)) for i, j in good.triu(1).nonzero().tolist()]
 
     def labels(

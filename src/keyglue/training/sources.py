@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from keyglue.base.errors import InputError
 from keyglue.base.types import Features
 from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
 from keyglue.training.homographies import (
@@ -113,10 +114,15 @@ class SceneSource(Source):
     Args:
         scenes: The scenes.
         settings: How a view differs from its frame; mild ones will do, as the frames differ already.
+
+    Raises:
+        InputError: No scene has a pair of frames that see the same things.
     """
 
     def __init__(self, scenes: list[Scene], settings: ViewSettings) -> None:
         self.scenes, self.settings = [scene for scene in scenes if scene.pairs], settings
+        if not self.scenes:
+            raise InputError("no two frames of the scenes see the same things.")
 
     def draw(self, views: int, generator: torch.Generator) -> Plan:
         """Draw a pair of frames of a scene and more frames that see the same things."""

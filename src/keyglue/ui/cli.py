@@ -15,7 +15,9 @@ from keyglue.ui.convert import convert
 from keyglue.ui.extract import extract
 from keyglue.ui.match import match
 from keyglue.ui.models import models, version
+from keyglue.ui.reconstruct import reconstruct, show
 from keyglue.ui.score import score
+from keyglue.ui.stages import features, map_, matches, pairs
 from keyglue.ui.train import train
 
 
@@ -43,8 +45,8 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True
 )
-for verb in (match, extract, score, train, convert, models, version):
-    app.command()(verb)
+for verb in (match, extract, reconstruct, show, features, pairs, matches, map_, score, train, convert, models, version):
+    app.command(verb.__name__.rstrip("_"))(verb)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,242 @@
+"""A folder of photographs to a model, in stages that each leave a file and go on where they were stopped.
+
+features.h5 -> pairs.txt -> matches.h5 -> database.db -> sparse/, points.ply, model.png, summary.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from keyglue.base.errors import InputError
+from keyglue.base.files import atomic_path, atomic_write
+from keyglue.pipelines.matcher import Matcher
+from keyglue.reconstruction.choose import PairOptions, choose_pairs, digest
+from keyglue.reconstruction.colmap import (
+    MapOptions,
+    ModelSummary,
+    build_model,
+    read_model,
+    summarize,
+    write_database,
+    write_ply,
+)
+from keyglue.reconstruction.executor import DeviceExecutor, Executor, SerialExecutor
+from keyglue.reconstruction.extract import Masks, Progress, extract_images, find_images
+from keyglue.reconstruction.lock import locked
+from keyglue.reconstruction.match import match_images
+from keyglue.reconstruction.overlap import LEAST_OVERLAP
+from keyglue.reconstruction.pairs import Pairs
+from keyglue.reconstruction.show import draw_model
+from keyglue.reconstruction.store import FeatureStore, MatchStore
+from keyglue.reconstruction.verify import VerifyOptions, import_pycolmap
+
+Value = TypeVar("Value")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReconstructOptions:
+    """Settings of ``reconstruct``.
+
+    Attributes:
+        model: As for ``Matcher.from_pretrained``.
+        max_keypoints: Largest number of keypoints an image; -1 for all.
+        resize: Longest edge of what the model sees; 0 for full size.
+        devices: Where to compute: one process for each; none named for this process and the best device there is.
+        dtype: Floating point type to compute in.
+        masks: Which pixels may hold keypoints.
+        max_tile: Larger images are described in tiles of this many pixels on a side.
+        threads: Number of threads that decode images ahead.
+        memory: Bytes of features that are kept in memory while matching.
+        pairs: Which pairs are matched.
+        min_overlap: Pairs with a smaller ``overlap_score`` are not given to the matcher; 0 for all.
+        verify: Settings of the geometric verification.
+        mapping: Settings of the mapping.
+    """
+
+    model: str | None = None
+    max_keypoints: int = 2048
+    resize: int = 1600
+    devices: tuple[str, ...] = ()
+    dtype: str | None = None
+    masks: Masks = dataclasses.field(default_factory=Masks)
+    max_tile: int = 1280
+    threads: int = 2
+    memory: int = 1 << 30
+    pairs: PairOptions = dataclasses.field(default_factory=PairOptions)
+    min_overlap: int = LEAST_OVERLAP
+    verify: VerifyOptions = dataclasses.field(default_factory=VerifyOptions)
+    mapping: MapOptions = dataclasses.field(default_factory=MapOptions)
+
+    def matcher(self) -> Matcher:
+        """Load the model with these settings."""
+        size = {"resize": self.resize} if self.resize else {}
+        device = self.devices[0] if len(self.devices) == 1 else "cpu" if self.devices else None
+        loaded = Matcher.from_pretrained(
+            self.model, device=device, dtype=self.dtype, max_keypoints=self.max_keypoints, **size
+        )
+        if not self.resize:
+            loaded.processor.do_resize = False
+        return loaded
+
+    def executor(self) -> Executor:
+        """Return what runs the stages' work."""
+        return DeviceExecutor(self.devices) if len(self.devices) > 1 else SerialExecutor()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """What ``reconstruct`` made.
+
+    Attributes:
+        folder: Where the files are.
+        summary: Numbers of the largest model.
+        models: Number of models that have no image in common.
+        pairs: Number of pairs.
+        failed: Images and pairs that were left out, with the reason.
+        seconds: Time of each stage.
+    """
+
+    folder: Path
+    summary: ModelSummary
+    models: int
+    pairs: int
+    failed: dict[str, str]
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            **dataclasses.asdict(self.summary),
+            "models": self.models,
+            "pairs": self.pairs,
+            "failed": self.failed,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+
+
+def reconstruct(
+    images: Path, output: Path, options: ReconstructOptions | None = None, progress: Progress | None = None
+) -> Reconstruction:
+    """Make a 3D model from a folder of photographs.
+
+    What is in the output folder already is used again as far as it is still right.
+
+    Args:
+        images: Folder of the photographs; folders in it are searched too.
+        output: Folder for everything that is made; made where it is not there.
+        options: Settings.
+        progress: Called with the name of a stage, the number of things done and that of all.
+
+    Raises:
+        InputError: There are no images, or fewer than two can be read.
+        StoreError: A store in the folder was made with other settings, is damaged, or is in use.
+        KeyglueError: No model came about.
+        MissingDependencyError: pycolmap or h5py is not installed.
+    """
+    chosen = options or ReconstructOptions()
+    import_pycolmap()  # before hours of work, not after them
+    names = find_images(images)
+    output.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    with locked(output):
+        features, matches = output / "features.h5", output / "matches.h5"
+        matcher, executor = chosen.matcher(), chosen.executor()
+        described = _timed(seconds, "extract")(extract_images)(
+            images,
+            names,
+            features,
+            matcher,
+            masks=chosen.masks,
+            max_tile=chosen.max_tile,
+            threads=chosen.threads,
+            executor=executor,
+            progress=progress,
+        )
+        names = [name for name in names if name not in described.failed]
+        if len(names) < 2:
+            raise InputError(f"{images} has {len(names)} image that can be read; a model takes at least two.")
+        pairs = _timed(seconds, "pairs")(choose_pairs)(features, names, chosen.pairs, output / "pairs.txt", progress)
+        matched = _timed(seconds, "match")(match_images)(
+            pairs,
+            names,
+            features,
+            matches,
+            matcher,
+            verify=chosen.verify,
+            min_overlap=chosen.min_overlap,
+            memory=chosen.memory,
+            executor=executor,
+            progress=progress,
+        )
+        summary, count = _timed(seconds, "map")(map_images)(
+            images, names, pairs, features, matches, output, chosen.mapping
+        )
+        found = Reconstruction(output, summary, count, len(pairs), {**described.failed, **matched.failed}, seconds)
+        atomic_write(output / "summary.json", json.dumps(found.to_dict(), indent=2) + "\n")
+    return found
+
+
+def map_images(
+    images: Path,
+    names: Sequence[str],
+    pairs: Pairs,
+    features: Path,
+    matches: Path,
+    output: Path,
+    options: MapOptions,
+) -> tuple[ModelSummary, int]:
+    """Map matched images: write database.db, sparse/, points.ply and model.png into a folder.
+
+    Nothing is done where the folder holds the model of the same features, matches and settings.
+
+    Args:
+        images: Folder of the images.
+        names: The images.
+        pairs: The pairs that were matched.
+        features: Store of the features.
+        matches: Store of the matches.
+        output: Folder to write to.
+        options: Settings.
+
+    Returns:
+        Numbers of the largest model, and the number of models.
+
+    Raises:
+        KeyglueError: No model came about.
+    """
+    mark = output / "sparse" / "made_from"
+    with FeatureStore(features) as described, MatchStore(matches) as matched:
+        stamps = [described.digest(name) for name in names]
+        key = digest(names, stamps, pairs.tolist(), matched.header, dataclasses.asdict(options))
+        if not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
+            write_database(output / "database.db", names, pairs, described, matched, options)
+    if not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
+        build_model(output / "database.db", images, output / "sparse", options)
+        model = read_model(output)
+        write_ply(model, output / "points.ply")
+        with atomic_path(output / "model.png") as temporary:
+            draw_model(model).save(temporary)
+        atomic_write(mark, key)
+    count = sum(1 for folder in (output / "sparse").iterdir() if folder.is_dir())
+    return summarize(read_model(output), len(names)), count
+
+
+def _timed(seconds: dict[str, float], stage: str) -> Callable[[Callable[..., Value]], Callable[..., Value]]:
+    """Note how long a function takes."""
+
+    def wrap(function: Callable[..., Value]) -> Callable[..., Value]:
+        def run(*args: Any, **kwargs: Any) -> Value:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[stage] = time.perf_counter() - start
+
+        return run
+
+    return wrap

@@ -1,0 +1,184 @@
+"""The matching loss: the paper's formula, gradients by finite differences, all pairs at once or one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from keyglue.base.errors import InputError
+from keyglue.base.types import Features
+from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
+from keyglue.matching.lightglue.attention import Attention
+from keyglue.matching.lightglue.configuration import LightGlueConfig
+from keyglue.matching.lightglue.lightglue import LightGlueMatcher
+from keyglue.matching.lightglue.loss import assignment_loss, confidence_loss, matching_loss, matching_losses
+from keyglue.matching.lightglue.ragged import Packing
+from keyglue.training.initialise import start_random
+
+CONFIG = LightGlueConfig(
+    descriptor_dim=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    keypoint_detector_config={"model_type": "superpoint", "descriptor_decoder_dim": 16},
+)
+
+
+def _matcher() -> LightGlueMatcher:
+    matcher = LightGlueMatcher(CONFIG)
+    start_random(matcher, torch.Generator().manual_seed(0))
+    return matcher
+
+
+def _features(count: int, seed: int) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    descriptors = torch.nn.functional.normalize(torch.randn(count, 16, generator=generator), dim=1) * 4
+    return Features(
+        keypoints=torch.rand(count, 2, generator=generator) * 90, descriptors=descriptors, image_size=(100, 100)
+    )
+
+
+LABELS = (torch.tensor([2, -1, 0, -100, -1]), torch.tensor([2, -100, 0, -1]))
+
+
+def test_loss_is_the_formula_of_the_paper() -> None:
+    la = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) - 3
+    positive = -(la[0, 2] + la[2, 0]) / 2
+    negative0, negative1 = -(la[1, 4] + la[4, 4]) / 2, -la[5, 3]
+    expected = 0.5 * positive + 0.5 * (negative0 + negative1) / 2
+    torch.testing.assert_close(assignment_loss(la, *LABELS), expected)
+    stacked = assignment_loss(torch.stack([la, la + 1]), *(torch.stack([label] * 2) for label in LABELS))
+    torch.testing.assert_close(stacked, torch.stack([expected, expected - 1]))
+
+
+def test_pairs_without_matches_or_without_negatives_have_a_finite_loss_and_gradient() -> None:
+    for labels in ((torch.full((5,), -1), torch.full((4,), -1)), (torch.full((5,), -100), torch.full((4,), -100))):
+        la = torch.randn(6, 5, requires_grad=True)
+        loss = assignment_loss(la, *labels)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert la.grad is not None
+        assert torch.isfinite(la.grad).all()
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    la = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
+    labels = tuple(torch.stack([label] * 2) for label in LABELS)
+    assert torch.autograd.gradcheck(lambda values: assignment_loss(values, *labels), (la,))
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: confidence_loss(values, torch.arange(7) % 2 == 0), (logits,))
+
+
+def test_gradient_of_the_whole_model_points_where_the_loss_falls() -> None:
+    """Along the gradient the loss changes by its squared length, as finite differences say."""
+    matcher, pair = _matcher(), (_features(5, 1), _features(4, 2))
+    losses = matching_losses(matcher, [pair], [LABELS], confidence=False)
+    losses.assignment.backward()
+    gradients = {name: p.grad for name, p in matcher.named_parameters() if p.grad is not None}
+    assert len(gradients) > 30
+    square = sum(float(g.double().square().sum()) for g in gradients.values())
+    step = 2e-3 / square**0.5
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for name, parameter in matcher.named_parameters():
+                if name in gradients:
+                    parameter += sign * step * gradients[name]
+            values.append(float(matching_losses(matcher, [pair], [LABELS], confidence=False).assignment))
+            for name, parameter in matcher.named_parameters():
+                if name in gradients:
+                    parameter -= sign * step * gradients[name]
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(square, rel=0.02)
+
+
+def test_pairs_of_one_size_are_computed_together_with_the_same_result() -> None:
+    matcher = _matcher()
+    pairs = [(_features(6, seed), _features(6, seed + 10)) for seed in range(3)]
+    label = torch.tensor([1, 0, -1, -1, -100, 5])
+    labels = [(label, label)] * 3
+    together = matching_losses(matcher, pairs, labels)
+    apart = [matching_losses(matcher, [pair], [one]) for pair, one in zip(pairs, labels, strict=True)]
+    torch.testing.assert_close(together.assignment, torch.stack([loss.assignment for loss in apart]).mean())
+    assert together.confidence is not None
+    torch.testing.assert_close(together.confidence, torch.stack([loss.confidence for loss in apart]).mean())
+    for one, other in zip(together.last, apart, strict=True):
+        torch.testing.assert_close(one, other.last[0])
+    ragged = [pairs[0], (_features(5, 7), _features(4, 8))]
+    mixed = matching_losses(matcher, ragged, [labels[0], LABELS])
+    alone = matching_losses(matcher, ragged[1:], [LABELS])
+    torch.testing.assert_close(mixed.assignment, (apart[0].assignment + alone.assignment) / 2)
+
+
+@pytest.mark.parametrize("heads", [None, 1])
+def test_attention_of_all_images_at_once_is_that_of_each(heads: int | None) -> None:
+    attention = Attention(CONFIG.replace(num_key_value_heads=heads))
+    packing = Packing((7,) * 6)
+    query = torch.randn(42, 2, 8)
+    key, value = (torch.randn(42, heads or 2, 8) for _ in range(2))
+    for cross in (False, True):
+        rows = [
+            attention._attend(query[own], key[other], value[other], False)[0]
+            for image, own in enumerate(packing.slices)
+            for other in [packing.slices[image ^ 1] if cross else own]
+        ]
+        torch.testing.assert_close(attention._attend_uniform(query, key, value, 7, cross), torch.cat(rows))
+
+
+def test_confidence_heads_learn_without_changing_anything_else() -> None:
+    matcher, pair = _matcher(), (_features(5, 1), _features(4, 2))
+    losses = matching_losses(matcher, [pair], [LABELS])
+    assert losses.confidence is not None
+    losses.confidence.backward()
+    touched = {name for name, p in matcher.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert touched
+    assert all(name.startswith("token_confidence") for name in touched)
+
+
+def _joint(**detector: object) -> LightGlueForKeypointMatching:
+    values = {"model_type": "superpoint", "encoder_hidden_sizes": (8, 8, 8, 8), "descriptor_decoder_dim": 16}
+    model = LightGlueForKeypointMatching(CONFIG.replace(keypoint_detector_config={**values, **detector}))
+    start_random(model, torch.Generator().manual_seed(0))
+    return model.train()
+
+
+def test_images_with_labels_give_a_loss_and_the_detector_no_gradient(photographs: dict[str, torch.Tensor]) -> None:
+    model = _joint(keypoint_threshold=0.0, max_keypoints=20)
+    images = torch.stack([photographs["chelsea"][:, :120, :160]] * 2)[None]
+    output = model(images, labels=torch.arange(20).expand(1, 2, 20))
+    output.loss.backward()
+    assert all(p.grad is None for p in model.keypoint_detector.parameters())
+    assert any(p.grad is not None for p in model.transformer_layers.parameters())
+    assert output.matches.shape == (1, 2, 20)
+    assert (output.stop_layers == 3).all()
+    with pytest.raises(InputError, match="labels must have shape"):
+        model(images, labels=torch.zeros(1, 2, 7))
+
+
+def test_features_with_labels_train_the_matcher() -> None:
+    model = _joint()
+    first, second = _features(20, 1), _features(20, 2)
+    # The same descriptors in another order, with noise.
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
+    second = dataclasses.replace(second, descriptors=first.descriptors[order] + 0.3 * second.descriptors)
+    labels = torch.stack([order.argsort(), order])[None]
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=5e-3)
+    losses = []
+    for _ in range(100):
+        output = model(features=[(first, second)], labels=labels)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert torch.equal(output.matches, labels)
+
+
+def test_impossible_labels_are_told() -> None:
+    matcher, pair = _matcher(), (_features(5, 1), _features(4, 2))
+    for labels, message in (
+        ((torch.tensor([4, -1, -1, -1, -1]), LABELS[1]), "image 0"),
+        ((torch.tensor([0, -1, -1, -1, -1]), torch.tensor([-1, -1, -1, -1])), "contradict"),
+    ):
+        with pytest.raises(InputError, match=message):
+            matching_loss(matcher, [pair], [labels])
