@@ -129,7 +129,12 @@ class Matcher:
 
         Returns:
             One result for each image of ``database``, in their order.
+
+        Raises:
+            InputError: ``batch`` is not positive.
         """
+        if batch < 1:
+            raise InputError(f"a batch holds at least one pair, got {batch}.")
         results: list[PairResult] = []
         for first in range(0, len(database), batch):
             part = database[first : first + batch]

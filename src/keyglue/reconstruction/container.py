@@ -241,7 +241,10 @@ def _end_of_data(path: Path) -> int:
         raise StoreError(f"{path} is not an HDF5 file, or its beginning is damaged. Delete it to make it again.")
     if head[8] not in (2, 3):
         raise StoreError(f"{path} was not written by keyglue: it can be read, but not extended. Give another file.")
-    return int.from_bytes(head[28:36], "little")
+    size = int.from_bytes(head[28:36], "little")
+    if path.stat().st_size < size:
+        raise StoreError(f"{path} is damaged: its end is missing. Delete it to make it again.")
+    return size
 
 
 def _difference(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from typing_extensions import Self
 
@@ -72,7 +73,7 @@ class MatchPairs:
         """Yield the matches of each chunk; verification runs beside the matcher."""
         waiting: deque[list[Matched | Future[Matched]]] = deque()
         with FeatureStore(self.store) as features, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            kept = _Kept(features, self.memory)
+            kept = _Kept(features, self.memory, self.matcher.model.device)
             for chunk in items:
                 waiting.append(list(self._match(chunk, kept, pool)))
                 if len(waiting) > 1:
@@ -98,7 +99,9 @@ class MatchPairs:
         ready.sort(key=lambda entry: (len(entry[1]), len(entry[2])))
         for start in range(0, len(ready), self.batch):
             part = ready[start : start + self.batch]
-            for entry, found in zip(part, match_features(self.matcher, [entry[1:] for entry in part]), strict=True):
+            with torch.no_grad():
+                answers = self.matcher.model.match_pairs([entry[1:] for entry in part])
+            for entry, found in zip(part, answers, strict=True):
                 if self.verify is None:
                     yield Matched(entry[0], (len(entry[1]), len(entry[2])), _pair_matches(found))
                 else:
@@ -107,10 +110,11 @@ class MatchPairs:
 
 
 class _Kept:
-    """Features of the images used last, up to a number of bytes."""
+    """Features of the images used last, up to a number of bytes, on the device that matches them."""
 
-    def __init__(self, store: FeatureStore, memory: int) -> None:
+    def __init__(self, store: FeatureStore, memory: int, device: torch.device) -> None:
         self._store = store
+        self._device = device
         self._memory = memory
         self._held = 0
         self._features: OrderedDict[str, Features] = OrderedDict()
@@ -119,7 +123,7 @@ class _Kept:
     def take(self, name: str) -> Features:
         found = self._features.get(name)
         if found is None:
-            found = self._features[name] = self._store.load(name)
+            found = self._features[name] = self._store.load(name).to(self._device)
             self._held += feature_bytes(found)
         self._features.move_to_end(name)
         # Two images at the least, those of the pair at hand.
@@ -133,15 +137,6 @@ class _Kept:
         if name not in self._records:
             self._records[name] = self._store.record(name)
         return self._records[name]
-
-
-def match_features(matcher: Matcher, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-    """Match pairs of features in one batch."""
-    import torch
-
-    device = matcher.model.device
-    with torch.no_grad():
-        return matcher.model.match_pairs([(first.to(device), second.to(device)) for first, second in pairs])
 
 
 def match_images(
@@ -260,7 +255,7 @@ def _full_size(features: Features) -> NDArray[np.float32]:
     points = features.keypoints
     if features.original_size is not None:
         points = resize_keypoints(points, features.image_size, features.original_size)
-    return points.numpy()
+    return points.cpu().numpy()
 
 
 def _results(chunk: Iterable[Matched | Future[Matched]]) -> list[Matched]:
