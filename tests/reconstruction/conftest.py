@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from PIL import Image
 
 from keyglue.pipelines.matcher import Matcher
 
-for library in ("h5py", "pycolmap"):
-    if importlib.util.find_spec(library) is None:
-        collect_ignore_glob = ["test_*.py"]  # the extra "sfm" is not installed
+if any(importlib.util.find_spec(library) is None for library in ("h5py", "pycolmap")):
+    collect_ignore_glob = ["test_*.py"]  # the extra "sfm" is not installed
 
+MakeMatcher = Callable[..., Matcher]
 # name, asset, box (left, top, right, bottom): three overlapping views of one picture, two of another
 VIEWS = (
     ("a1.png", "coffee.png", (0, 0, 420, 320)),
@@ -24,13 +25,25 @@ VIEWS = (
 )
 
 
-def small_matcher(**settings: object) -> Matcher:
-    return Matcher.from_pretrained(**{"device": "cpu", "resize": 240, "max_keypoints": 96, **settings})
+@pytest.fixture(scope="session")
+def make_matcher() -> MakeMatcher:
+    """Loads the bundled model for small images, with settings that replace the test's usual ones."""
+
+    def make(**settings: object) -> Matcher:
+        return Matcher.from_pretrained(**{"device": "cpu", "resize": 240, "max_keypoints": 96, **settings})
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def matcher() -> Matcher:
-    return small_matcher()
+def matcher(make_matcher: MakeMatcher) -> Matcher:
+    return make_matcher()
+
+
+@pytest.fixture(scope="session")
+def names() -> list[str]:
+    """Names of the images of ``photos``."""
+    return [name for name, *_ in VIEWS]
 
 
 @pytest.fixture

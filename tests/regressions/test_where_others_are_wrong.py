@@ -14,7 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "matching"))
 from random_models import enliven, lively_model
 
 import keyglue
-from keyglue import LightGlueConfig, LightGlueForKeypointMatching, LightGlueImageProcessor, SuperPointForKeypointDetection
+from keyglue import (
+    LightGlueConfig,
+    LightGlueForKeypointMatching,
+    LightGlueImageProcessor,
+    SuperPointForKeypointDetection,
+)
 
 
 @pytest.fixture(scope="module")

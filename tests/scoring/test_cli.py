@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,16 @@ def test_every_set_has_a_name_on_the_command_line() -> None:
     assert {name.value for name in Set} == set(SETS)
 
 
-def test_tables_and_files(assets: Path, tmp_path: Path) -> None:
+def test_tables_and_files(assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ("--json", tmp_path / "scores.json", "--markdown", tmp_path / "scores.md")
-    result = run("score", "warps", "--data", assets, *QUICK, "--baselines", *files)
+    arguments = ("score", "warps", "--data", assets, *QUICK, "--baselines", *files)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/keyglue", *map(str, arguments)])
+    result = run(*arguments)
     assert result.exit_code == 0, result.output
     saved = json.loads((tmp_path / "scores.json").read_text())
     assert saved["dataset"] == "warps"
     assert saved["settings"]["max_keypoints"] == 128
-    assert saved["environment"]["command"].startswith("keyglue ")
+    assert saved["environment"]["command"] == shlex.join(["keyglue", *map(str, arguments)])
     assert len(saved["pairs"]) == 1
     summary = next(m["summary"] for m in saved["methods"] if m["name"] == "SIFT, ratio 0.85")
     assert f"{100 * summary['precision@3px']:.1f}" in result.stdout

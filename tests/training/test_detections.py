@@ -82,9 +82,7 @@ def test_ties_in_a_cell_are_drawn_at_random() -> None:
     peaks = torch.tensor([[[17.0, 17.0], [22.0, 22.0]]])
     generator = _generator()
     both = torch.ones(1, 2, dtype=torch.bool)
-    found = {
-        int(cell_labels(peaks, both, torch.eye(3)[None], SIZE, EVERYWHERE, generator)[0, 2, 2]) for _ in range(30)
-    }
+    found = {int(cell_labels(peaks, both, torch.eye(3)[None], SIZE, EVERYWHERE, generator)[0, 2, 2]) for _ in range(30)}
     assert found == {9, 54}
 
 

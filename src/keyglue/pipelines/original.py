@@ -162,7 +162,7 @@ class LightGlue(nn.Module):
         weights: Name of a model, a folder, a Hub id, or a file such as disk_lightglue.pth.
         flash: Accepted; the quickest attention there is gets chosen by itself.
         mp: Run in mixed precision (autocast).
-        **conf: ``depth_confidence``, ``width_confidence``, ``filter_threshold`` and the like, as in ``LightGlueConfig``.
+        **conf: ``depth_confidence``, ``width_confidence``, ``filter_threshold``, ... as in ``LightGlueConfig``.
     """
 
     features: ClassVar[tuple[str, ...]] = ("superpoint", "disk", "aliked", "sift", "doghardnet")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -95,7 +96,7 @@ class DeviceExecutor:
                     raise KeyglueError(value)
                 running -= kind == "end"
                 if kind == "result":
-                    yield value
+                    yield pickle.loads(value)
         finally:
             stopped.set()
             for process in processes:
@@ -135,7 +136,8 @@ def _serve(work: Any, device: str, waiting: Any, ready: Any, parent: int) -> Non
 
     try:
         for result in work.on(device)(items()):
-            say(("result", result))
+            # Bytes, because torch would share the tensors' memory, which ends with this process.
+            say(("result", pickle.dumps(result)))
         say(("end", None))
     except Exception as error:  # whatever it is, it has to reach the person at the other process
         say(("error", f"{device}: {type(error).__name__}: {error}"))

@@ -23,7 +23,8 @@ def describe_tiled(matcher: Matcher, pixels: Tensor, mask: Tensor | None, max_ti
     """Describe an image in tiles no longer than ``max_tile`` on a side.
 
     Each keypoint comes from the tile in whose middle it lies, so none is found twice. The whole image's keypoints are
-    the same but for rounding.
+    the same but for rounding; descriptors are nearly so, because SuperPoint samples its map a little further out the
+    larger the image (up to half a cell), and in a tile it does not.
 
     Args:
         matcher: Describes the tiles.

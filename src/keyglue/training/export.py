@@ -54,5 +54,7 @@ def _write(folder: Path, model: PreTrainedModel) -> None:
         write_state_dict(folder / name, part)
     weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     size = sum(tensor.numel() * tensor.element_size() for part in parts for tensor in part.values())
-    atomic_write(folder / INDEX_NAME, json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2))
+    atomic_write(
+        folder / INDEX_NAME, json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2)
+    )
     whole.unlink()

@@ -223,7 +223,9 @@ def labels_from_tracks(
 def _nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each point (M, 2) the distance to the nearest of others (T, 2), infinite if there is none, and which."""
     if not len(others):
-        return torch.full_like(points[:, 0], torch.inf), torch.zeros(len(points), dtype=torch.long, device=points.device)
+        return torch.full_like(points[:, 0], torch.inf), torch.zeros(
+            len(points), dtype=torch.long, device=points.device
+        )
     distance, index = torch.cdist(points, others).min(dim=1)
     return distance, index
 

@@ -62,7 +62,9 @@ class MatcherSettings:
     pairs: int = 32
     keypoints: tuple[int, int] = (256, 256)
     views: ViewSettings = ViewSettings(size=(240, 320))
-    scene_views: ViewSettings = ViewSettings(size=(240, 320), difficulty=0.2, max_angle=15, region=(0.7, 1.0), overhang=0)
+    scene_views: ViewSettings = ViewSettings(
+        size=(240, 320), difficulty=0.2, max_angle=15, region=(0.7, 1.0), overhang=0
+    )
     light: PhotometricSettings = PhotometricSettings()
     views_per_group: int = 6
     scenes: float = 0.5
@@ -259,7 +261,9 @@ def _prepared(matcher: LightGlueMatcher, stage: str) -> LightGlueMatcher:
     return matcher.train()
 
 
-def _truncated(features0: Features, features1: Features, labels: Labels, count: int) -> tuple[Features, Features, Labels]:
+def _truncated(
+    features0: Features, features1: Features, labels: Labels, count: int
+) -> tuple[Features, Features, Labels]:
     """Keep the best ``count`` keypoints of both images; a match with one that is left out is no match any more."""
     if count >= max(len(features0), len(features1)):
         return features0, features1, labels

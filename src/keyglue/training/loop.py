@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from keyglue.base.errors import ConfigError
 from keyglue.training.distributed import Ranks
@@ -239,7 +239,9 @@ class Trainer:
                 self._validate()
             self._save()
             self.task.export(self.ema, self.folder / MODEL_FOLDER)
-            self.report.note(f"{'finished' if finished else 'stopped'} at step {self.step}: {self.folder / MODEL_FOLDER}")
+            self.report.note(
+                f"{'finished' if finished else 'stopped'} at step {self.step}: {self.folder / MODEL_FOLDER}"
+            )
         self.report.close()
         return Outcome(self.step, finished, self.scores, self.folder / MODEL_FOLDER)
 
@@ -259,4 +261,3 @@ def _rate(settings: LoopSettings, step: int, progress: float) -> float:
     rise = min(1.0, (step + 1) / max(settings.warmup, 1))
     fall = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return settings.learning_rate * rise * fall
-

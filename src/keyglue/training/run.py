@@ -96,7 +96,9 @@ def run_recipe(
     ranks = Ranks.from_environment(device)
     found = load_data(data, device, limit=options.limit)
     if ranks.first:
-        show(f"{len(found.photos)} photographs, {len(found.held_out)} held out, {len(found.scenes)} scenes, on {device}")
+        show(
+            f"{len(found.photos)} photographs, {len(found.held_out)} held out, {len(found.scenes)} scenes, on {device}"
+        )
     trainer = Trainer(
         make_task(recipe, found),
         recipe.loop,
@@ -122,7 +124,4 @@ def make_task(recipe: Recipe, data: TrainingData) -> Task:
     # The keypoints of a matcher that is trained further have to be those of its own detector.
     detector = SuperPointForKeypointDetection.from_pretrained(recipe.start or recipe.detector)
     matcher = LightGlueMatcher.from_pretrained(recipe.start) if recipe.start else None
-    return MatcherTask(
-        settings, detector, data.photos, data.held_out, scenes=data.scenes, seed=seed, start=matcher
-    )
-
+    return MatcherTask(settings, detector, data.photos, data.held_out, scenes=data.scenes, seed=seed, start=matcher)

@@ -201,9 +201,7 @@ class StereoScene(Scene):
         if (first, second) == (1, 0):
             labels1, labels0 = self.labels(0, 1, features1, features0, positive, negative)
             return labels0, labels1
-        return labels_from_disparity(
-            features0, features1, *self.disparities, positive=positive, negative=negative
-        )
+        return labels_from_disparity(features0, features1, *self.disparities, positive=positive, negative=negative)
 
 
 def load_scene(folder: str | os.PathLike[str], long_side: int = 640) -> Scene | None:

@@ -94,9 +94,7 @@ def pack(module: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) ->
     return tensors
 
 
-def unpack(
-    tensors: Mapping[str, Tensor], module: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def unpack(tensors: Mapping[str, Tensor], module: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put back what ``pack`` took.
 
     Raises:

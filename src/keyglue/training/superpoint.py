@@ -237,7 +237,9 @@ class SuperPointTask(Task):
             else:
                 network = SuperPointNetwork(start, settings.temperature)
         self.module = network.to(photos.device, memory_format=torch.channels_last)
-        self.held_out = HeldOutPairs.of_photos(held_out, dataclasses.replace(settings.views, size=(240, 320)), settings.light)
+        self.held_out = HeldOutPairs.of_photos(
+            held_out, dataclasses.replace(settings.views, size=(240, 320)), settings.light
+        )
 
     def batch(self, stream: int, index: int) -> PairBatch:
         """Make pairs of views of random photographs, with the cells' classes and points for the descriptors."""

@@ -35,9 +35,7 @@ class HeldOutPairs:
     H: Tensor
 
     @classmethod
-    def of_photos(
-        cls, photos: Photos, views: ViewSettings, light: PhotometricSettings, pairs: int = 24
-    ) -> Self:
+    def of_photos(cls, photos: Photos, views: ViewSettings, light: PhotometricSettings, pairs: int = 24) -> Self:
         """Make pairs of views of photographs, the same ones each time."""
         generator = generator_for(_SEED)
         chosen = [index % len(photos) for index in range(pairs)]

@@ -40,7 +40,8 @@ def train(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run; the model goes to DIR/model.")],
     size: Annotated[Size | None, typer.Option("--size", help="Size of the matcher. Default: small.")] = None,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", metavar="N", help="Train for so long in all instead of the recipe's steps.")
+        float | None,
+        typer.Option("--minutes", metavar="N", help="Train for so long in all instead of the recipe's steps."),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Length of the schedule.")] = None,
     pairs: Annotated[int | None, typer.Option("--pairs", min=1, metavar="N", help="Image pairs a batch.")] = None,

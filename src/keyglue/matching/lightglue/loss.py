@@ -51,7 +51,7 @@ def check_labels(labels0: Tensor, labels1: Tensor) -> None:
 def assignment_loss(log_assignment: Tensor, labels0: Tensor, labels1: Tensor) -> Tensor:
     """Return the negative log-likelihood (...) of the labels of each pair; positives and negatives weigh the same.
 
-    0.5 mean(-log P at true matches) + 0.25 mean(-log "no match" at unmatchable points of image 0) + the same for image 1
+    0.5 mean(-log P at true matches) + 0.25 mean(-log "no match" at unmatchable points of image 0), and the same for 1
 
     Args:
         log_assignment: (..., M + 1, N + 1).
