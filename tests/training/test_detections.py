@@ -1,4 +1,4 @@
-"""What the detector learns: blobs are found where they are, kept if both views see them, and put into the right cell."""
+"""What the detector learns: blobs are found where they are, kept if both views see them, put into the right cell."""
 
 from __future__ import annotations
 
@@ -114,3 +114,17 @@ def test_loss_is_low_for_the_right_classes_and_zero_where_nothing_is_known() -> 
         logits[0, int(labels[0, row, column]), row, column] = 20
     assert cell_loss(logits, labels) < 1e-4
     assert cell_loss(logits, torch.full_like(labels, -100)) == 0
+
+
+def test_spread_labels_prefer_places_near_the_keypoint() -> None:
+    labels = torch.tensor([[[27]]])  # x 3, y 3
+    losses = []
+    for guess in (27, 28, 63, 64):
+        logits = torch.zeros(1, 65, 1, 1)
+        logits[0, guess] = 5.0
+        losses.append(float(cell_loss(logits, labels, spread=1.0)))
+    assert losses == sorted(losses)
+    assert losses[1] < losses[2] - 0.3
+    plain = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(cell_loss(logits, labels), plain)
+    torch.testing.assert_close(cell_loss(logits, labels, spread=0.1), plain)

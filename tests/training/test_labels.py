@@ -95,8 +95,8 @@ def test_wrong_arguments_are_told() -> None:
         labels_from_homography(one, one, H, positive=5, negative=3)
     with pytest.raises(InputError, match="depth0"):
         labels_from_depth(one, one, torch.ones(3, 3), torch.ones(SIZE), K, K, torch.eye(3), torch.zeros(3))
+    distorted = {"K": K.numpy(), "dist": [0.1, 0.0]}
     with pytest.raises(InputError, match="distortion"):
-        distorted = {"K": K.numpy(), "dist": [0.1, 0.0]}
         labels_from_depth(one, one, torch.ones(SIZE), torch.ones(SIZE), distorted, K, torch.eye(3), torch.zeros(3))
 
 

@@ -84,11 +84,11 @@ def test_gradient_of_the_whole_model_points_where_the_loss_falls() -> None:
         with torch.no_grad():
             for name, parameter in matcher.named_parameters():
                 if name in gradients:
-                    parameter += sign * step * gradients[name]
+                    parameter.add_(sign * step * gradients[name])
             values.append(float(matching_losses(matcher, [pair], [LABELS], confidence=False).assignment))
             for name, parameter in matcher.named_parameters():
                 if name in gradients:
-                    parameter -= sign * step * gradients[name]
+                    parameter.sub_(sign * step * gradients[name])
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(square, rel=0.02)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ SETTINGS = SuperPointSettings(
     views=ViewSettings(size=(96, 128), difficulty=0.3, max_angle=10, overhang=0.2),
     light=PhotometricSettings(rare=0.1),
     points=96,
+    detector_first=0,
+    settling=0,
 )
 
 
@@ -47,7 +50,7 @@ def test_folded_network_computes_what_was_trained(photographs: dict[str, torch.T
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith(("bias", "gain")):
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))
     image = photographs["chelsea"][None, :, :200, :304]
     plain = network.folded()
     assert type(plain) is SuperPointForKeypointDetection
@@ -135,6 +138,23 @@ def test_batches_depend_on_their_place_alone_and_hold_matching_points(task: Supe
     assert inside.all(dim=2)[first.valid].float().mean() > 0.95
     share = ((first.cells >= 0) & (first.cells < 64)).float().mean()
     assert 0.02 < share < 0.5
+
+
+def test_the_detector_learns_alone_at_first_and_the_light_changes_later(assets: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, detector_first=2, settling=10, light=PhotometricSettings())
+    photos = load_photos([assets / "chelsea.png"], long_side=320)
+    task = SuperPointTask(settings, photos, photos)
+    assert [settings.settled(index) for index in (0, 1, 2, 7, 12, 99)] == [-1, -1, 0, 0.5, 1, 1]
+    loss, _ = task.loss(task.module, task.batch(0, 0))
+    loss.backward()
+    assert task.module.model.descriptor_decoder.conv_descriptor_b.weight.grad is None
+    loss, _ = task.loss(task.module, task.batch(0, 2))
+    loss.backward()
+    assert task.module.model.descriptor_decoder.conv_descriptor_b.weight.grad is not None
+    same = SuperPointTask(dataclasses.replace(settings, detector_first=99), photos, photos)
+    # Only the light of the settled batch differs from that of the first ones.
+    assert torch.equal(task.batch(0, 2).images, same.batch(0, 2).images)
+    assert not torch.equal(task.batch(0, 99).images, same.batch(0, 98).images)
 
 
 def test_points_of_both_views_look_alike_before_the_light_changes(assets: Path) -> None:

@@ -108,7 +108,7 @@ def verify_pair(
     )
     inliers[np.asarray(geometry.inlier_matches)[:, 0]] = True
     note: dict[str, Any] = {"config": pycolmap.TwoViewGeometryConfiguration(int(geometry.config)).name}
-    for name in ("E", "F", "H"):
+    for name in ("E", "F", "H") if inliers.any() else ():
         matrix = getattr(geometry, name)
         if matrix is not None and np.isfinite(matrix).all():
             note[name] = np.asarray(matrix).tolist()

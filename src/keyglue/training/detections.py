@@ -145,7 +145,26 @@ def visible(points: Tensor, inside: Tensor, margin: int = 0) -> Tensor:
     return within & inside.flatten(1).gather(1, index)
 
 
-def cell_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy of logits (B, 65, h/8, w/8) with cell labels (B, h/8, w/8), zero if all are ignored."""
-    known = (labels != IGNORE).sum().clamp(min=1)
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum") / known
+def cell_loss(logits: Tensor, labels: Tensor, spread: float = 0.0) -> Tensor:
+    """Return the cross entropy of logits (B, 65, h/8, w/8) with cell labels (B, h/8, w/8), zero if all are ignored.
+
+    Args:
+        logits: Of the cells' pixels, and of "no keypoint".
+        labels: Classes, -100 to ignore.
+        spread: Standard deviation in pixels over which a keypoint's label is spread inside its cell. At the beginning
+            this gives the network a slope to follow; 0 gives the plain cross entropy.
+    """
+    known = labels != IGNORE
+    targets = _spread_labels(spread, logits.device)[labels[known]]
+    log_probability = logits.float().movedim(1, -1)[known].log_softmax(dim=-1)
+    return -(targets * log_probability).sum() / known.sum().clamp(min=1)
+
+
+def _spread_labels(spread: float, device: torch.device) -> Tensor:
+    """Return (65, 65): for each class the distribution that stands for it."""
+    targets = torch.eye(CELL**2 + 1, device=device)
+    if spread > 0:
+        places = pixel_grid((CELL, CELL), device)
+        nearness = torch.exp(-0.5 * (torch.cdist(places, places) / max(spread, 0.1)) ** 2)
+        targets[: CELL**2, : CELL**2] = nearness / nearness.sum(dim=1, keepdim=True)
+    return targets

@@ -68,6 +68,6 @@ class Ranks:
 
 def local_device(device: torch.device) -> torch.device:
     """Return the CUDA device of this process where torchrun started several."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+    if device.type == "cuda" and str(device) == "cuda" and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device

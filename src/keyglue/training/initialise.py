@@ -90,10 +90,10 @@ def fold_scale(matcher: LightGlueMatcher, scale: float) -> None:
                 (layer.cross_attention, layer.cross_mlp),
             ):
                 for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-                    projection.weight *= scale
+                    projection.weight.mul_(scale)
                 mlp.fc1.weight[:, : matcher.config.descriptor_dim] *= scale
-                mlp.fc2.weight /= scale
-                mlp.fc2.bias /= scale
+                mlp.fc2.weight.div_(scale)
+                mlp.fc2.bias.div_(scale)
         for head in cast("list[MatchAssignment]", list(matcher.match_assignment_layers)):
             head.final_projection.weight *= scale
             head.matchability.weight *= scale
@@ -102,7 +102,7 @@ def fold_scale(matcher: LightGlueMatcher, scale: float) -> None:
 
 
 def _spread_frequencies(weight: Tensor, generator: torch.Generator) -> None:
-    """Give the positional encoding frequencies from coarse to fine, evenly on a logarithmic scale, in all directions."""
+    """Give the positional encoding frequencies from coarse to fine, evenly on a logarithmic scale, all around."""
     low, high = (math.log(frequency) for frequency in _FREQUENCIES)
     size = torch.exp(torch.linspace(low, high, len(weight)))
     direction = torch.randn(weight.shape, generator=generator)

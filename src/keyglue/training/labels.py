@@ -3,8 +3,8 @@
 Labels of a pair are as ``keyglue.matching.lightglue.loss`` takes them: for each keypoint of one image the index of its
 true match in the other, -1 (``UNMATCHABLE``) where it has none, -100 (``IGNORE``) where nothing is known.
 
-Shapes: M and N keypoints in image 0 and 1; leading dimensions (...) are batches. Frame: pixels of each image, the centre
-of the top-left pixel at (0, 0).
+Shapes: M and N keypoints in image 0 and 1; leading dimensions (...) are batches. Frame: pixels of each image, the
+centre of the top-left pixel at (0, 0).
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def labels_from_depth(
     """Label the keypoints of two images with depth and pose.
 
     Matches are mutually nearest and closer than ``positive`` in both images. A keypoint has no match where it would lie
-    further than ``negative`` from every keypoint of the other image, or is hidden there. Without depth it has none where
-    its epipolar line passes all of them at more than ``negative``; else nothing is said.
+    further than ``negative`` from every keypoint of the other image, or is hidden there. Without depth it has none
+    where its epipolar line passes all of them at more than ``negative``; else nothing is said.
 
     Args:
         features0: Keypoints of image 0.
@@ -221,7 +221,7 @@ def labels_from_tracks(
 
 
 def _nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each point (M, 2) the distance to the nearest of others (T, 2), infinite if there is none, and which."""
+    """Return for each point (M, 2) how far the nearest of others (T, 2) is, infinite if there is none, and which."""
     if not len(others):
         return torch.full_like(points[:, 0], torch.inf), torch.zeros(
             len(points), dtype=torch.long, device=points.device
@@ -285,8 +285,8 @@ def _mutual_nearest(distance: Tensor, positive: float) -> Labels:
     """Return for rows and columns of (..., M, N) their mutual nearest one below a distance, -1 where there is none."""
     rows, columns = distance.shape[-2:]
     if not rows or not columns:
-        shape, options = distance.shape[:-2], {"dtype": torch.long, "device": distance.device}
-        return torch.full((*shape, rows), -1, **options), torch.full((*shape, columns), -1, **options)
+        shape, none = distance.shape[:-2], torch.tensor(UNMATCHABLE, device=distance.device)
+        return none.expand(*shape, rows).clone(), none.expand(*shape, columns).clone()
     best, index0 = distance.min(dim=-1)
     index1 = distance.argmin(dim=-2)
     own = torch.arange(rows, device=distance.device)

@@ -61,11 +61,13 @@ class MatcherSettings:
     stage: Literal["matching", "confidence"] = "matching"
     pairs: int = 32
     keypoints: tuple[int, int] = (256, 256)
-    views: ViewSettings = ViewSettings(size=(240, 320))
-    scene_views: ViewSettings = ViewSettings(
-        size=(240, 320), difficulty=0.2, max_angle=15, region=(0.7, 1.0), overhang=0
+    views: ViewSettings = dataclasses.field(default_factory=lambda: ViewSettings(size=(240, 320)))
+    scene_views: ViewSettings = dataclasses.field(
+        default_factory=lambda: ViewSettings(
+            size=(240, 320), difficulty=0.2, max_angle=15, region=(0.7, 1.0), overhang=0
+        )
     )
-    light: PhotometricSettings = PhotometricSettings()
+    light: PhotometricSettings = dataclasses.field(default_factory=PhotometricSettings)
     views_per_group: int = 6
     scenes: float = 0.5
     unrelated: float = 0.06
@@ -160,7 +162,7 @@ class MatcherTask(Task):
             features0, features1, label = group.labelled(place)
             if float(torch.rand((), generator=generator)) < settings.unrelated and len(rows) > 1:
                 features1 = rows[number - 1][0].features[0]
-                label = tuple(torch.full((len(f),), UNMATCHABLE, device=f.device) for f in (features0, features1))
+                label = (_unmatchable(features0), _unmatchable(features1))
             features0, features1, label = _truncated(features0, features1, label, count)
             if self.scale != 1.0:
                 features0, features1 = (_scaled(features, self.scale) for features in (features0, features1))
@@ -259,6 +261,11 @@ def _prepared(matcher: LightGlueMatcher, stage: str) -> LightGlueMatcher:
             for parameter in heads:
                 parameter.zero_()
     return matcher.train()
+
+
+def _unmatchable(features: Features) -> Tensor:
+    """Return labels (N,) that say that no keypoint has a match."""
+    return torch.full((len(features),), UNMATCHABLE, device=features.device)
 
 
 def _truncated(

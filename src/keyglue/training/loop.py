@@ -154,10 +154,11 @@ class Trainer:
         While a file PAUSE lies in the folder or the one above it, nothing is done.
         """
         settings = self.settings
-        if self.ranks.first and self.step == 0 and not self.scores:
-            self.report.note(f"to beat: {percentages(self.task.baseline())}")
-            self._validate()
         with Interrupts() as interrupts, Workers(self.task, self.module, settings, self.ranks.rank) as workers:
+            self._pause(interrupts)
+            if self.ranks.first and self.step == 0 and not self.scores:
+                self.report.note(f"to beat: {percentages(self.task.baseline())}")
+                self._validate()
             while True:
                 self._pause(interrupts)
                 progress, stop = self.ranks.agree([self._progress(), float(interrupts.asked)], self.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 
 
@@ -19,6 +17,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(check is not None and check() for check in checks)
 
 
-def autocast(device: torch.device) -> AbstractContextManager[None]:
+def autocast(device: torch.device) -> torch.autocast:
     """Return the context in which a network runs in training; losses are computed outside it, in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))

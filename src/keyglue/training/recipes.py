@@ -64,7 +64,7 @@ def superpoint_scratch() -> Recipe:
     return Recipe(
         name="superpoint_scratch",
         task=SuperPointSettings(),
-        loop=LoopSettings(steps=100_000, learning_rate=4e-4, warmup=200, validate_every=1000),
+        loop=LoopSettings(steps=60_000, learning_rate=1e-3, warmup=50, validate_every=1000),
     )
 
 

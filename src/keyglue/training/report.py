@@ -41,8 +41,8 @@ class Report:
 
     def add(self, loss: Tensor, parts: dict[str, Tensor], pairs: int, waited: float) -> None:
         """Take down one step: its loss and parts, still on the device, its pairs, and the seconds spent on data."""
-        for name, value in {"loss": loss, **parts}.items():
-            value = value.detach().double()
+        for name, part in {"loss": loss, **parts}.items():
+            value = part.detach().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
         self._pairs += pairs

@@ -84,7 +84,7 @@ class DepthScene(Scene):
             raise InputError(f"{folder / 'scene.json'} needs two or more frames with depth.")
         images = _read_images([folder / frame["name"] for frame in frames], long_side)
         self.frames = Photos.of_images([f"{self.name}/{frame['name']}" for frame in frames], images)
-        sizes = [tuple(image.shape) for image in images]
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
         self.depths = [_read_depth(folder, frame, size) for frame, size in zip(frames, sizes, strict=True)]
         self.cameras = [as_camera(frame).scaled(size) for frame, size in zip(frames, sizes, strict=True)]
         self.rotations = [torch.tensor(frame["R"], dtype=torch.float64) for frame in frames]

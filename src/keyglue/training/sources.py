@@ -147,15 +147,15 @@ class SceneSource(Source):
         def label(first: int, second: int, features0: Features, features1: Features) -> Labels:
             # In pixels of the frames; a view's pixel may be more or less than one of them.
             scale = float((scales[first] * scales[second]).sqrt())
-            placed = [
+            placed0, placed1 = (
                 dataclasses.replace(
                     features,
                     keypoints=warp(drawn[view].to(features.device), features.keypoints.double()).nan_to_num(-1e6),
                     image_size=tuple(scene.frames.pyramids[frames[view]][0].shape),
                 )
                 for view, features in ((first, features0), (second, features1))
-            ]
-            return scene.labels(frames[first], frames[second], *placed, POSITIVE * scale, NEGATIVE * scale)
+            )
+            return scene.labels(frames[first], frames[second], placed0, placed1, POSITIVE * scale, NEGATIVE * scale)
 
         return Plan(scene.frames, frames, drawn, _shuffled(pairs, generator), label)
 

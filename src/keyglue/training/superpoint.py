@@ -53,19 +53,34 @@ class SuperPointSettings:
         points: Points a pair that the descriptors are compared at; half of them keypoints, the rest anywhere.
         apart: Points closer than this many pixels are not told apart.
         temperature: Inverse temperature of the descriptors' softmax at the start; it is learned.
+        detector_first: Batches at the beginning in which the detector learns alone, on views without photometric
+            changes. It has to learn places inside a cell through three poolings, which the descriptors' far larger
+            gradients keep it from.
+        settling: Batches after that in which the photometric changes grow to what they are to be, and the labels'
+            spread shrinks to nothing.
+        label_spread: Standard deviation in pixels of the detector's labels at the beginning.
     """
 
     config: SuperPointConfig = dataclasses.field(
         default_factory=lambda: SuperPointConfig(keypoint_threshold=0.0005, max_keypoints=1024)
     )
-    pairs: int = 4
-    views: ViewSettings = ViewSettings()
-    light: PhotometricSettings = PhotometricSettings()
-    detections: DetectionSettings = DetectionSettings()
+    pairs: int = 6
+    views: ViewSettings = dataclasses.field(default_factory=ViewSettings)
+    light: PhotometricSettings = dataclasses.field(default_factory=PhotometricSettings)
+    detections: DetectionSettings = dataclasses.field(default_factory=DetectionSettings)
     detector_weight: float = 3.0
-    points: int = 320
+    points: int = 240
     apart: float = 6.0
     temperature: float = 20.0
+    detector_first: int = 300
+    settling: int = 2000
+    label_spread: float = 1.0
+
+    def settled(self, index: int) -> float:
+        """Return how far the beginning is over at a batch: -1 where the detector learns alone, then 0 to 1."""
+        if index < self.detector_first:
+            return -1.0
+        return min(1.0, (index - self.detector_first) / max(self.settling, 1))
 
 
 class ScaledStandardisation(nn.Module):
@@ -199,6 +214,7 @@ class PairBatch:
         points0: (B, N, 2) points of the first views.
         points1: (B, N, 2) the same points in the second views.
         valid: (B, N) booleans, the points that count.
+        settled: How far the beginning is over; see ``SuperPointSettings.settled``.
     """
 
     images: Tensor
@@ -206,6 +222,7 @@ class PairBatch:
     points0: Tensor
     points1: Tensor
     valid: Tensor
+    settled: float
 
 
 class SuperPointTask(Task):
@@ -236,7 +253,7 @@ class SuperPointTask(Task):
                 network = SuperPointNetwork.from_scratch(settings.config, settings.temperature)
             else:
                 network = SuperPointNetwork(start, settings.temperature)
-        self.module = network.to(photos.device, memory_format=torch.channels_last)
+        self.module = network.to(photos.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.held_out = HeldOutPairs.of_photos(
             held_out, dataclasses.replace(settings.views, size=(240, 320)), settings.light
         )
@@ -262,8 +279,9 @@ class SuperPointTask(Task):
         points0, points1, valid = self._points(
             peaks[first], mapped[first], kept[first], H[first], inside[first], inside_other[first], generator
         )
-        images = change_light(clean, settings.light, generator)
-        return PairBatch(images, cells, points0, points1, valid)
+        settled = settings.settled(index)
+        light = dataclasses.replace(settings.light, changed=settings.light.changed * max(settled, 0.0))
+        return PairBatch(change_light(clean, light, generator), cells, points0, points1, valid, settled)
 
     def _points(
         self,
@@ -301,7 +319,8 @@ class SuperPointTask(Task):
         network = cast("SuperPointNetwork", module)
         with autocast(batch.images.device):
             logits, descriptors = network(batch.images.contiguous(memory_format=torch.channels_last))
-        detector = cell_loss(logits, batch.cells)
+        spread = self.settings.label_spread * (1 - max(batch.settled, 0.0))
+        detector = cell_loss(logits, batch.cells, spread)
         half = len(batch.points0)
         temperature = network.log_temperature.exp()
         descriptor, accuracy = descriptor_loss(
@@ -314,7 +333,8 @@ class SuperPointTask(Task):
             self.settings.apart,
         )
         parts = {"detector": detector, "descriptor": descriptor, "accuracy": accuracy, "temperature": temperature}
-        return self.settings.detector_weight * detector + descriptor, parts
+        loss = self.settings.detector_weight * detector
+        return loss if batch.settled < 0 else loss + descriptor, parts
 
     def baseline(self) -> dict[str, float]:
         """Score the bundled detector."""

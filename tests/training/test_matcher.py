@@ -1,0 +1,257 @@
+"""Training the matcher: where it starts, how scales fold, what batches hold, and what is exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from keyglue.base.errors import ConfigError, InputError
+from keyglue.base.types import Features
+from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
+from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
+from keyglue.matching.lightglue.configuration import LightGlueConfig
+from keyglue.matching.lightglue.lightglue import LightGlueMatcher
+from keyglue.matching.lightglue.loss import check_labels, matching_losses
+from keyglue.matching.nearest_neighbor import match_nearest
+from keyglue.training.export import write_joint_model
+from keyglue.training.homographies import ViewSettings
+from keyglue.training.initialise import DESCRIPTOR_SCALE, fold_scale, start_as_nearest_neighbours, start_random
+from keyglue.training.lightglue import MatcherSettings, MatcherTask
+from keyglue.training.photos import Photos, load_photos
+from keyglue.training.recipes import find_recipe, matcher_config
+
+VIEWS = ViewSettings(size=(96, 128), difficulty=0.3, max_angle=15, overhang=0)
+SETTINGS = MatcherSettings(
+    config=LightGlueConfig(descriptor_dim=64, num_hidden_layers=2, num_attention_heads=2),
+    pairs=4,
+    keypoints=(48, 64),
+    views=VIEWS,
+    scene_views=VIEWS,
+    views_per_group=3,
+    unrelated=0.25,
+)
+
+
+@pytest.fixture(scope="module")
+def detector() -> SuperPointForKeypointDetection:
+    return SuperPointForKeypointDetection.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def photos(assets: Path) -> Photos:
+    return load_photos([assets / name for name in ("chelsea.png", "coffee.png", "astronaut.png")], long_side=320)
+
+
+@pytest.fixture(scope="module")
+def task(detector: SuperPointForKeypointDetection, photos: Photos) -> MatcherTask:
+    return MatcherTask(SETTINGS, detector, *photos.split())
+
+
+def _started(detector: SuperPointForKeypointDetection, sample: torch.Tensor, width: int) -> LightGlueMatcher:
+    config = LightGlueConfig(
+        descriptor_dim=width, num_hidden_layers=3, keypoint_detector_config=detector.config, filter_threshold=0.0
+    )
+    matcher = LightGlueMatcher(config).eval()
+    start_as_nearest_neighbours(matcher, sample, torch.Generator().manual_seed(0))
+    if width == sample.shape[1]:
+        fold_scale(matcher, DESCRIPTOR_SCALE)
+    return matcher
+
+
+@pytest.mark.parametrize(("width", "share"), [(256, 0.97), (128, 0.93)])
+def test_step_zero_equals_mutual_nearest_neighbours(
+    detector: SuperPointForKeypointDetection, described: dict[str, Features], width: int, share: float
+) -> None:
+    first, second = described["motorcycle_left"], described["motorcycle_right"]
+    sample = torch.cat([features.descriptors for features in described.values()])
+    found = _started(detector, sample, width).match(first, second)
+    nearest = match_nearest(first.descriptors, second.descriptors)
+    assert len(nearest) > 100
+    both = (found.matches0 == nearest.matches0) & (nearest.matches0 >= 0)
+    assert both.sum() >= share * len(nearest)
+    assert len(found) <= 1.1 * len(nearest)
+    assert found.stop_layer == 3  # untrained confidence stops nothing
+    assert (found.prune0 == 3).all()
+
+
+def test_step_zero_is_the_double_softmax_of_the_similarity(
+    detector: SuperPointForKeypointDetection, described: dict[str, Features]
+) -> None:
+    first, second = described["motorcycle_left"], described["motorcycle_right"]
+    matcher = _started(detector, first.descriptors, 256)
+    S = 20 * first.descriptors @ second.descriptors.T
+    expected = S.log_softmax(1) + S.log_softmax(0) + 2 * torch.nn.functional.logsigmoid(torch.tensor(3.0))
+    with torch.no_grad():
+        for log_assignment in matcher.log_assignments(first, second):
+            torch.testing.assert_close(log_assignment[:-1, :-1], expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_scale_of_the_descriptors_folds_into_the_weights(
+    detector: SuperPointForKeypointDetection, described: dict[str, Features], width: int
+) -> None:
+    config = LightGlueConfig(descriptor_dim=width, num_hidden_layers=2, keypoint_detector_config=detector.config)
+    matcher = LightGlueMatcher(config).eval()
+    start_random(matcher, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name, parameter in matcher.named_parameters():
+            if name.endswith("bias") and "token_confidence" not in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    pair = [described["chelsea"].select(torch.arange(80)), described["coffee"].select(torch.arange(70))]
+    scaled = [dataclasses.replace(f, descriptors=f.descriptors * DESCRIPTOR_SCALE) for f in pair]
+    with torch.no_grad():
+        expected = matcher.log_assignments(*scaled)
+        fold_scale(matcher, DESCRIPTOR_SCALE)
+        found = matcher.log_assignments(*pair)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-4)
+
+
+def test_batches_depend_on_their_place_alone(detector: SuperPointForKeypointDetection, photos: Photos) -> None:
+    """A run that begins at batch 9 sees what a run that came there from 0 sees."""
+    tasks = [MatcherTask(SETTINGS, detector, *photos.split()) for _ in range(2)]
+    for index in range(9):
+        tasks[0].batch(0, index)
+    first, second = (task.batch(0, 9) for task in tasks)
+    for one, other in zip(first.pairs, second.pairs, strict=True):
+        assert torch.equal(one[0].keypoints, other[0].keypoints)
+        assert torch.equal(one[1].descriptors, other[1].descriptors)
+    for one, other in zip(first.labels, second.labels, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_batches_hold_consistent_labels_unrelated_pairs_and_fresh_views(task: MatcherTask) -> None:
+    unrelated = matched = 0
+    seen: set[float] = set()
+    for index in range(8):
+        batch = task.batch(0, index)
+        assert len(batch.pairs) == 4
+        for (first, second), labels in zip(batch.pairs, batch.labels, strict=True):
+            check_labels(*labels)
+            assert 48 <= len(first) == len(second) <= 64
+            unrelated += bool((torch.cat(labels) == -1).all())
+            matched += int((labels[0] >= 0).sum())
+            seen.add(float(first.descriptors.sum()))
+    assert 2 <= unrelated <= 16
+    assert matched > 200
+    assert len(seen) > 12
+
+
+def test_a_random_start_is_worse_than_the_nearest_one_and_both_learn(
+    detector: SuperPointForKeypointDetection, photos: Photos
+) -> None:
+    losses: dict[str, list[float]] = {}
+    for start in ("nearest", "random"):
+        settings = dataclasses.replace(SETTINGS, start=start, unrelated=0.0)
+        task = MatcherTask(settings, detector, *photos.split())
+        optimizer = torch.optim.AdamW((p for p in task.module.parameters() if p.requires_grad), lr=1e-3)
+        losses[start] = []
+        for index in range(30):
+            loss, _ = task.loss(task.module, task.batch(0, index))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[start].append(loss.item())
+    for values in losses.values():
+        assert sum(values[-5:]) < 0.8 * sum(values[:5])
+    assert losses["nearest"][0] < losses["random"][0]
+
+
+def test_confidence_stage_trains_the_heads_alone(detector: SuperPointForKeypointDetection, photos: Photos) -> None:
+    task = MatcherTask(dataclasses.replace(SETTINGS, stage="confidence"), detector, *photos.split())
+    trained = {name for name, p in task.module.named_parameters() if p.requires_grad}
+    assert trained == {"token_confidence.0.token.weight", "token_confidence.0.token.bias"}
+    loss, parts = task.loss(task.module, task.batch(0, 0))
+    loss.backward()
+    assert "assignment" in parts
+    assert task.module.token_confidence[0].token.weight.grad is not None
+    single = dataclasses.replace(SETTINGS.config, num_hidden_layers=1)
+    with pytest.raises(ConfigError, match="confidence heads"):
+        MatcherTask(dataclasses.replace(SETTINGS, stage="confidence", config=single), detector, *photos.split())
+
+
+def test_validation_of_the_start_is_the_baseline(detector: SuperPointForKeypointDetection, photos: Photos) -> None:
+    config = SETTINGS.config.replace(filter_threshold=0.0, descriptor_dim=256, num_attention_heads=4)
+    task = MatcherTask(dataclasses.replace(SETTINGS, config=config), detector, *photos.split())
+    baseline, found = task.baseline(), task.validate(task.module)
+    assert 0.2 < baseline["precision"] < 1
+    for name, value in baseline.items():
+        assert found[name] == pytest.approx(value, abs=0.05)
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_exported_folder_loads_here_and_in_transformers(
+    task: MatcherTask,
+    detector: SuperPointForKeypointDetection,
+    photos: Photos,
+    tmp_path: Path,
+    photographs: dict[str, torch.Tensor],
+    width: int,
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    if width != 64:
+        config = SETTINGS.config.replace(descriptor_dim=width, num_attention_heads=4)
+        task = MatcherTask(dataclasses.replace(SETTINGS, config=config), detector, *photos.split())
+    task.export(task.module, tmp_path)
+    loaded = LightGlueForKeypointMatching.from_pretrained(tmp_path, hf_compatible=True)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    pixel_values = torch.stack([photographs["motorcycle_left"], photographs["motorcycle_right"]])
+    pixel_values = pixel_values.expand(-1, 3, -1, -1)[None]
+    with torch.no_grad():
+        ours, other = loaded(pixel_values), theirs(pixel_values)
+    agree = (ours.matches == other.matches).float().mean()
+    assert (ours.matches >= 0).sum() > 20
+    assert agree > 0.99
+    # The exported matcher is the trained one.
+    plain = task.plain(task.module)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value)
+
+
+def test_large_models_are_written_in_files_under_16_mb(
+    detector: SuperPointForKeypointDetection, tmp_path: Path
+) -> None:
+    matcher = LightGlueMatcher(matcher_config("base").replace(keypoint_detector_config=detector.config))
+    write_joint_model(tmp_path, detector, matcher)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert max(sizes.values()) < 16_000_000
+    assert sum(name.endswith(".safetensors") for name in sizes) == 4
+    assert len(sizes) <= 8
+    loaded = LightGlueForKeypointMatching.from_pretrained(tmp_path)
+    for name, value in matcher.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    # A small model written over it leaves nothing of it behind.
+    small = LightGlueMatcher(matcher_config("small").replace(keypoint_detector_config=detector.config))
+    write_joint_model(tmp_path, detector, small)
+    assert not list(tmp_path.glob("model-*"))
+    assert LightGlueForKeypointMatching.from_pretrained(tmp_path).config.descriptor_dim == 128
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"longest_edge": 1024}
+
+
+def test_recipes_are_found_by_name_and_size() -> None:
+    assert find_recipe("lightglue_homography", "base").task.config.num_hidden_layers == 9
+    assert find_recipe("lightglue_homography").task.config.descriptor_dim == 128
+    with pytest.raises(InputError, match="there are superpoint_scratch"):
+        find_recipe("no_such")
+    with pytest.raises(InputError, match="no size"):
+        find_recipe("tiny_cpu", "base")
+    with pytest.raises(InputError, match="size"):
+        matcher_config("huge")  # type: ignore[arg-type]
+
+
+def test_impossible_settings_are_refused() -> None:
+    for wrong in ({"keypoints": (10, 5)}, {"pairs": 0}, {"views_per_group": 1}, {"scene_views": ViewSettings()}):
+        with pytest.raises(ConfigError):
+            dataclasses.replace(SETTINGS, **wrong)
+
+
+def test_loss_of_a_batch_is_the_matching_loss(task: MatcherTask) -> None:
+    batch = task.batch(0, 0)
+    loss, _ = task.loss(task.module, batch)
+    expected = matching_losses(task.module, batch.pairs, batch.labels, confidence=False).assignment
+    torch.testing.assert_close(loss, expected)
