@@ -3,8 +3,9 @@
     python benchmarks/reconstruction.py FOLDER --out WORK [--truth scene.json] [--pinhole fx,fy,cx,cy]
 
 FOLDER holds the images. Both methods get the same images, one shared camera, exhaustive pairs, the same mapper and
-verification; SIFT runs with the same number of keypoints, and with --sift-default also with COLMAP's own 8192. With
---pinhole each is mapped a second time, with the camera known and kept.
+verification. SIFT runs first; it finds more keypoints than it is asked for, where one place has several orientations,
+and keyglue then gets as many an image as SIFT found on average. With --sift-default SIFT also runs with COLMAP's own
+8192. With --pinhole each is mapped a second time, with the camera known and kept.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from keyglue.reconstruction.choose import PairOptions
 from keyglue.reconstruction.colmap import MapOptions, build_model, read_model, summarize
 from keyglue.reconstruction.poses import pose_errors
 from keyglue.reconstruction.reconstruct import ReconstructOptions, reconstruct
+from keyglue.reconstruction.store import FeatureStore
 
 
 class Sift:
@@ -52,6 +54,13 @@ class Sift:
         middle = time.perf_counter()
         pycolmap.match_exhaustive(database, matching_options=matching)
         return {"extract": middle - start, "match": time.perf_counter() - middle}
+
+    def mean_keypoints(self) -> int:
+        """Return the mean number of keypoints of an image."""
+        import pycolmap
+
+        with pycolmap.Database.open(self.out / "database.db") as database:
+            return round(database.num_keypoints() / database.num_images())
 
     def map(self, mapping: MapOptions) -> Any:
         """Return a model."""
@@ -85,6 +94,12 @@ class Own:
         reconstruct(self.images, self.out, self.options(mapping))
         return read_model(self.out)
 
+    def mean_keypoints(self) -> int:
+        """Return the mean number of keypoints of an image."""
+        with FeatureStore(self.out / "features.h5") as store:
+            names = store.names()
+            return round(sum(len(store.keypoints(name)) for name in names) / len(names))
+
     def options(self, mapping: MapOptions) -> ReconstructOptions:
         """Return the settings with a way of mapping."""
         return ReconstructOptions(**self.settings, pairs=PairOptions(choice="exhaustive"), mapping=mapping)
@@ -102,29 +117,35 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--truth", type=Path)
     parser.add_argument("--keypoints", type=int, default=2048)
-    parser.add_argument("--resize", type=int, default=1600)
+    parser.add_argument("--resize", type=int, default=1280)
     parser.add_argument("--model")
     parser.add_argument("--pinhole", help="known fx,fy,cx,cy of all images; unknown unless given")
     parser.add_argument("--sift-default", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     count = len([path for path in args.images.iterdir() if path.is_file()])
-    settings = {"max_keypoints": args.keypoints, "resize": args.resize, "model": args.model}
+    settings = {"resize": args.resize, "model": args.model}
     mappings = {"camera unknown": MapOptions(cameras="single")}
     if args.pinhole is not None:
         known = tuple(map(float, args.pinhole.split(",")))
         mappings["camera known"] = MapOptions(cameras="single", camera_model="PINHOLE", camera_params=known)
-    methods: dict[str, Any] = {
-        "keyglue": Own(args.images, args.out / "keyglue", settings),
-        f"COLMAP SIFT {args.keypoints}": Sift(args.images, args.out / "sift", args.keypoints),
-    }
+    sift = Sift(args.images, args.out / "sift", args.keypoints)
+    methods: dict[str, Any] = {f"COLMAP SIFT {args.keypoints}": sift, "keyglue": None}
     if args.sift_default:
         methods["COLMAP SIFT 8192"] = Sift(args.images, args.out / "sift8192", 8192)
-    for name, method in methods.items():
+    for name, given in methods.items():
+        settings["max_keypoints"] = sift.mean_keypoints() if given is None else 0
+        method = given or Own(args.images, args.out / "keyglue", settings)
         seconds = {stage: round(value, 1) for stage, value in method.match().items()}
         for camera, mapping in mappings.items():
             model = method.map(mapping)
-            row = {"method": name, "camera": camera, **vars(summarize(model, count)), "seconds": seconds}
+            row = {
+                "method": name,
+                "keypoints": method.mean_keypoints(),
+                "camera": camera,
+                **vars(summarize(model, count)),
+                "seconds": seconds,
+            }
             if args.truth is not None:
                 errors = pose_errors(model, read_truth(args.truth))
                 row["rotation_deg"] = _median_and_worst(errors.rotations)

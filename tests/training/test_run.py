@@ -30,7 +30,8 @@ from importlib.abc import MetaPathFinder
 
 class Blocked(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"typer", "rich", "huggingface_hub", "tensorboard", "cv2", "poselib", "transformers"}:
+        optional = {"typer", "rich", "huggingface_hub", "tensorboard", "cv2", "poselib", "transformers"}
+        if name.partition(".")[0] in optional:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Blocked())
@@ -81,7 +82,14 @@ def test_the_module_trains_with_the_core_libraries_alone_and_resumes(assets: Pat
 
 def test_the_command_trains_a_detector_for_some_minutes(assets: Path, tmp_path: Path) -> None:
     out = tmp_path / "detector"
-    arguments = ["train", "superpoint_scratch", "--data", str(assets / "chelsea.png"), "--data", str(assets / "coffee.png")]
+    arguments = [
+        "train",
+        "superpoint_scratch",
+        "--data",
+        str(assets / "chelsea.png"),
+        "--data",
+        str(assets / "coffee.png"),
+    ]
     arguments += ["--out", str(out), "--minutes", "0.01", "--pairs", "1", "--device", "cpu"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

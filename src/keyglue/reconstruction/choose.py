@@ -78,7 +78,7 @@ def choose_pairs(
     """
     with FeatureStore(features) as store:
         key = digest(names, [store.digest(name) for name in names], dataclasses.asdict(options))
-        if output.is_file() and output.open(encoding="utf-8").readline() == f"# keyglue {key}\n":
+        if _first_line(output) == f"# keyglue {key}\n":
             return read_pairs(output, names)
         pairs = _chosen(store, names, options, progress)
     write_pairs(output, pairs, names, f"keyglue {key}")
@@ -150,6 +150,14 @@ def similar_images(
     if not rerank_them:
         return nearest_images(vectors, count)
     return rerank(store, names, nearest_images(vectors, 2 * count), count, progress=progress)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return stream.readline()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def digest(*values: Any) -> str:

@@ -34,6 +34,7 @@ class MapOptions:
             are then kept. PINHOLE has fx, fy, cx, cy.
         cameras: Which images share a camera: "auto" those of one maker, model and focal length, or without EXIF
             those of one size in one folder; "single" all of one size; "folder" those of one folder; "image" none.
+        refine: Whether keypoints are moved to where the photographs agree, once there is a model.
         min_images: Models of fewer images are given up.
         seed: Start of the random numbers.
         threads: Number of threads; -1 for as many as there are cores.
@@ -43,6 +44,7 @@ class MapOptions:
     camera_model: str = "SIMPLE_RADIAL"
     camera_params: tuple[float, ...] | None = None
     cameras: str = "auto"
+    refine: bool = True
     min_images: int = 3
     seed: int = 0
     threads: int = -1

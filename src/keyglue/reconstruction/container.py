@@ -23,7 +23,7 @@ _FORMAT = "keyglue.store.1"
 _LIBVER = ("v108", "v108")
 _SUPERBLOCK = 48
 _NOT_COMPARED = {"model": None}  # a name for people; the digest of the weights tells models apart
-_COMMIT_SECONDS = 5.0
+_COMMIT_SECONDS = 2.0
 _COMMIT_BYTES = 64 << 20
 
 

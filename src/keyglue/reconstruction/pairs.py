@@ -148,9 +148,9 @@ def indices_of(pairs: Iterable[tuple[str, str]], names: Sequence[str]) -> Pairs:
 def schedule(pairs: Pairs, count: int, capacity: int) -> Pairs:
     """Return the pairs in an order in which each image's pairs lie close together.
 
-    Images are numbered by a walk over the graph of pairs from neighbour to neighbour, and cut into blocks of half the
-    capacity; pairs come block against block. With room for ``capacity`` images in memory, an image is read anew
-    only when its block is.
+    Images are numbered by a walk over the graph of pairs from neighbour to neighbour, and cut into blocks that fit into
+    memory. While a block is there, the others pass by it one at a time; so an image is read once for each block
+    that it has a pair with, when those used last are kept.
 
     Args:
         pairs: (P, 2) pairs.
@@ -161,8 +161,8 @@ def schedule(pairs: Pairs, count: int, capacity: int) -> Pairs:
         return pairs
     rank = _walk(pairs, count)
     places = np.sort(rank[pairs], axis=1)
-    block = max(1, capacity // 2)
-    return pairs[np.lexsort((places[:, 1], places[:, 0], places[:, 1] // block, places[:, 0] // block))]
+    block = max(1, capacity - 2)
+    return pairs[np.lexsort((places[:, 0], places[:, 1], places[:, 0] // block))]
 
 
 def _walk(pairs: Pairs, count: int) -> NDArray[np.int64]:

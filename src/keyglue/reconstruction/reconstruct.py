@@ -31,6 +31,7 @@ from keyglue.reconstruction.lock import locked
 from keyglue.reconstruction.match import match_images
 from keyglue.reconstruction.overlap import LEAST_OVERLAP
 from keyglue.reconstruction.pairs import Pairs
+from keyglue.reconstruction.refine import refine_model
 from keyglue.reconstruction.show import draw_model
 from keyglue.reconstruction.store import FeatureStore, MatchStore
 from keyglue.reconstruction.verify import VerifyOptions, import_pycolmap
@@ -60,7 +61,7 @@ class ReconstructOptions:
 
     model: str | None = None
     max_keypoints: int = 2048
-    resize: int = 1600
+    resize: int = 1280
     devices: tuple[str, ...] = ()
     dtype: str | None = None
     masks: Masks = dataclasses.field(default_factory=Masks)
@@ -174,7 +175,7 @@ def reconstruct(
             progress=progress,
         )
         summary, count = _timed(seconds, "map")(map_images)(
-            images, names, pairs, features, matches, output, chosen.mapping
+            images, names, pairs, features, matches, output, chosen.mapping, progress
         )
         found = Reconstruction(output, summary, count, len(pairs), {**described.failed, **matched.failed}, seconds)
         atomic_write(output / "summary.json", json.dumps(found.to_dict(), indent=2) + "\n")
@@ -189,6 +190,7 @@ def map_images(
     matches: Path,
     output: Path,
     options: MapOptions,
+    progress: Progress | None = None,
 ) -> tuple[ModelSummary, int]:
     """Map matched images: write database.db, sparse/, points.ply and model.png into a folder.
 
@@ -202,6 +204,7 @@ def map_images(
         matches: Store of the matches.
         output: Folder to write to.
         options: Settings.
+        progress: As for ``reconstruct``.
 
     Returns:
         Numbers of the largest model, and the number of models.
@@ -216,7 +219,9 @@ def map_images(
         if not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
             write_database(output / "database.db", names, pairs, described, matched, options)
     if not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
-        build_model(output / "database.db", images, output / "sparse", options)
+        for folder in build_model(output / "database.db", images, output / "sparse", options):
+            if options.refine:
+                _refine(folder, images, features, options, progress)
         model = read_model(output)
         write_ply(model, output / "points.ply")
         with atomic_path(output / "model.png") as temporary:
@@ -224,6 +229,15 @@ def map_images(
         atomic_write(mark, key)
     count = sum(1 for folder in (output / "sparse").iterdir() if folder.is_dir())
     return summarize(read_model(output), len(names)), count
+
+
+def _refine(folder: Path, images: Path, features: Path, options: MapOptions, progress: Progress | None) -> None:
+    model = read_model(folder)
+    with FeatureStore(features) as store:
+        orientations = {image.name: store.record(image.name).orientation for image in model.images.values()}
+    keep = options.camera_params is not None
+    refine_model(model, images, orientations, keep_cameras=keep, progress=progress)
+    model.write_binary(folder)
 
 
 def _timed(seconds: dict[str, float], stage: str) -> Callable[[Callable[..., Value]], Callable[..., Value]]:

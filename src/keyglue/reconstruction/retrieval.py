@@ -26,6 +26,7 @@ Vectors = NDArray[np.float32]
 
 _TRAINING_IMAGES = 2048
 _TRAINING_DESCRIPTORS = 131_072
+_DESCRIPTORS_PER_WORD = 50
 _ROUNDS = 12
 
 
@@ -177,7 +178,9 @@ def _train_codebook(
     if not len(pool):
         raise InputError("no image has keypoints: retrieval has nothing to go by.")
     pool = pool[_sample(len(pool), _TRAINING_DESCRIPTORS, generator)]
-    words = pool[torch.randperm(len(pool), generator=generator)[: options.words]].clone()
+    # A word that stands for a few descriptors only says which image it is, not which place.
+    count = min(options.words, 1 + len(pool) // _DESCRIPTORS_PER_WORD)
+    words = pool[torch.randperm(len(pool), generator=generator)[:count]].clone()
     for _ in range(_ROUNDS):
         nearest = _nearest_word(pool, words)
         # A word that nothing is nearest to stays where it is.

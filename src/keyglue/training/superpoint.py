@@ -62,10 +62,12 @@ class SuperPointSettings:
     """
 
     config: SuperPointConfig = dataclasses.field(
-        default_factory=lambda: SuperPointConfig(keypoint_threshold=0.0005, max_keypoints=1024)
+        default_factory=lambda: SuperPointConfig(
+            keypoint_threshold=0.0005, max_keypoints=1024, refinement_radius=3
+        )
     )
     pairs: int = 6
-    views: ViewSettings = dataclasses.field(default_factory=ViewSettings)
+    views: ViewSettings = dataclasses.field(default_factory=lambda: ViewSettings(size=(160, 208)))
     light: PhotometricSettings = dataclasses.field(default_factory=PhotometricSettings)
     detections: DetectionSettings = dataclasses.field(default_factory=DetectionSettings)
     detector_weight: float = 3.0

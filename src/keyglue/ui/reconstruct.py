@@ -87,6 +87,9 @@ Memory = Annotated[int, typer.Option("--memory", min=1, metavar="MB", help="Feat
 MapperOption = Annotated[Mapper, typer.Option("--mapper", help="How the model is built.")]
 SharingOption = Annotated[Sharing, typer.Option("--cameras", help="Which images share a camera.")]
 CameraModel = Annotated[str, typer.Option("--camera-model", metavar="NAME", help="COLMAP's camera model.")]
+Refine = Annotated[
+    bool, typer.Option("--refine/--no-refine", help="Move keypoints to where the photographs agree, then adjust.")
+]
 CameraParams = Annotated[
     str | None,
     typer.Option("--camera-params", metavar="LIST", help="Known parameters in COLMAP's order: 'fx,fy,cx,cy'."),
@@ -98,7 +101,7 @@ def reconstruct(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model; made where needed.")],
     model: options.Model = None,
     max_keypoints: Keypoints = 2048,
-    resize: Resize = 1600,
+    resize: Resize = 1280,
     masks: MaskFolder = None,
     mask_colour: MaskColour = None,
     pairs: Choice = PairChoice.auto,
@@ -109,6 +112,7 @@ def reconstruct(
     cameras: SharingOption = Sharing.auto,
     camera_model: CameraModel = "SIMPLE_RADIAL",
     camera_params: CameraParams = None,
+    refine: Refine = True,
     max_tile: MaxTile = 1280,
     threads: Threads = 2,
     memory: Memory = 1024,
@@ -144,6 +148,7 @@ def reconstruct(
             cameras=cameras.value,
             camera_model=camera_model,
             camera_params=read_numbers(camera_params),
+            refine=refine,
         ),
         **given,
     )

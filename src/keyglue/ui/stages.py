@@ -22,7 +22,7 @@ def features(
     output: Annotated[Path, typer.Option("-o", "--output", help="HDF5 file to write or to continue.")],
     model: options.Model = None,
     max_keypoints: shared.Keypoints = 2048,
-    resize: shared.Resize = 1600,
+    resize: shared.Resize = 1280,
     masks: shared.MaskFolder = None,
     mask_colour: shared.MaskColour = None,
     max_tile: shared.MaxTile = 1280,
@@ -129,6 +129,7 @@ def map_(
     cameras: shared.SharingOption = shared.Sharing.auto,
     camera_model: shared.CameraModel = "SIMPLE_RADIAL",
     camera_params: shared.CameraParams = None,
+    refine: shared.Refine = True,
 ) -> None:
     """Build a COLMAP database and a 3D model from matched images."""
     from keyglue.reconstruction.colmap import MapOptions
@@ -145,8 +146,10 @@ def map_(
         cameras=cameras.value,
         camera_model=camera_model,
         camera_params=shared.read_numbers(camera_params),
+        refine=refine,
     )
-    summary, count = map_images(images, names, found, features, matches, output, settings)
+    with shared.progress_bars() as progress:
+        summary, count = map_images(images, names, found, features, matches, output, settings, progress)
     print_rows([*shared.summary_rows(summary), ("models", str(count)), ("written to", str(output))])
 
 
