@@ -19,6 +19,7 @@ from keyglue.training.photos import Photos
 from keyglue.training.task import generator_for
 
 _SEED = 20_240_607
+_MOST_PAIRS, _PAIRS_OF_A_PHOTO = 24, 8
 CORRECT = 3.0
 
 
@@ -35,8 +36,9 @@ class HeldOutPairs:
     H: Tensor
 
     @classmethod
-    def of_photos(cls, photos: Photos, views: ViewSettings, light: PhotometricSettings, pairs: int = 24) -> Self:
-        """Make pairs of views of photographs, the same ones each time."""
+    def of_photos(cls, photos: Photos, views: ViewSettings, light: PhotometricSettings) -> Self:
+        """Make pairs of views of photographs, the same ones each time: 24, or fewer of very few photographs."""
+        pairs = min(_MOST_PAIRS, _PAIRS_OF_A_PHOTO * len(photos))
         generator = generator_for(_SEED)
         chosen = [index % len(photos) for index in range(pairs)]
         drawn = random_views(photos.sizes(chosen), 2, views, generator)
