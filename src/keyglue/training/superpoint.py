@@ -62,9 +62,7 @@ class SuperPointSettings:
     """
 
     config: SuperPointConfig = dataclasses.field(
-        default_factory=lambda: SuperPointConfig(
-            keypoint_threshold=0.0005, max_keypoints=1024, refinement_radius=3
-        )
+        default_factory=lambda: SuperPointConfig(keypoint_threshold=0.0005, max_keypoints=1024, refinement_radius=3)
     )
     pairs: int = 6
     views: ViewSettings = dataclasses.field(default_factory=lambda: ViewSettings(size=(160, 208)))
