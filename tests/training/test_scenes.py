@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features
@@ -124,36 +123,6 @@ def test_stereo_pairs_keep_their_truth_when_they_are_shrunk(assets: Path) -> Non
         swapped = scene.labels(1, 0, features1, features0, 3.0, 5.0)
         assert torch.equal(swapped[0], labels1)
         assert torch.equal(swapped[1], labels0)
-
-
-def _depth_scene(folder: Path, assets: Path) -> Path:
-    """Write the stereo pair as a posed scene: depth = focal length x baseline / (disparity + shift of the centres)."""
-    disparity = np.load(assets / "motorcycle_disparity.npz")["disparity"]
-    focal, baseline, left_x, right_x, y = 994.978, 0.193001, 311.193, 342.279, 254.877
-    total = np.where(np.isfinite(disparity), disparity, 0)
-    depth = np.where(total > 0, focal * baseline / (total + right_x - left_x), 0)
-    # Depth of the right image, by moving each pixel to where it is seen there; the nearest wins.
-    right = np.zeros_like(depth)
-    for row, column in zip(*np.nonzero(depth), strict=True):
-        there = round(column - disparity[row, column])
-        if there >= 0 and (right[row, there] == 0 or depth[row, column] < right[row, there]):
-            right[row, there] = depth[row, column]
-    frames = []
-    for name, values, x, shift in (("left", depth, left_x, 0.0), ("right", right, right_x, -baseline)):
-        (folder / f"{name}.png").symlink_to(assets / f"motorcycle_{name}.png")
-        Image.fromarray((values * 5000).round().astype(np.uint16)).save(folder / f"{name}_depth.png")
-        K = [[focal, 0, x], [0, focal, y], [0, 0, 1]]
-        frames.append(
-            {"name": f"{name}.png", "w": 741, "h": 500, "K": K, "R": np.eye(3).tolist(), "t": [shift, 0, 0]}
-            | {"depth": f"{name}_depth.png", "depth_scale": 0.0002}
-        )
-    (folder / "scene.json").write_text(json.dumps({"frames": frames}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def depth_folder(tmp_path_factory: pytest.TempPathFactory, assets: Path) -> Path:
-    return _depth_scene(tmp_path_factory.mktemp("scene"), assets)
 
 
 def test_posed_depth_labels_as_the_disparity_it_was_made_from(depth_folder: Path, assets: Path) -> None:
