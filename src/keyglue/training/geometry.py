@@ -72,6 +72,27 @@ def project_by_depth(
     return torch.where(good[:, None], mapped, torch.nan), known
 
 
+def shared_view(depths: tuple[Tensor, Tensor], Ks: tuple[Tensor, Tensor], R: Tensor, t: Tensor) -> float:
+    """Return the share of a coarse grid of image 0 that image 1 sees, or the other way round, whichever is less.
+
+    Args:
+        depths: Depth (h, w) along the axis of each camera.
+        Ks: Matrix (3, 3) of each camera.
+        R: (3, 3) rotation from camera 0 to camera 1.
+        t: (3,) translation, in the unit of depth.
+    """
+    shares: list[float] = []
+    for own, motion in enumerate(((R, t), (R.mT, -R.mT @ t))):
+        depth, other = depths[own], depths[1 - own]
+        height, width = depth.shape
+        y, x = torch.meshgrid(torch.arange(8, height, 16), torch.arange(8, width, 16), indexing="ij")
+        grid = torch.stack([x, y], dim=-1).reshape(-1, 2).to(depth.device, torch.float64)
+        mapped, known = project_by_depth(grid, depth, other, Ks[own], Ks[1 - own], *motion)
+        seen = ((mapped >= 0) & (mapped < mapped.new_tensor([other.shape[1], other.shape[0]]))).all(dim=1)
+        shares.append(float(seen.sum() / known.sum().clamp(min=1)))
+    return min(shares)
+
+
 def fundamental_matrix(K0: Tensor, K1: Tensor, R: Tensor, t: Tensor) -> Tensor:
     """Return the (3, 3) matrix F with x1^T F x0 = 0 for corresponding points of image 0 and 1."""
     x, y, z = t.unbind()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,9 @@ from keyglue.training.labels import Labels
 from keyglue.training.photometric import PhotometricSettings
 from keyglue.training.photos import Photos
 from keyglue.training.precision import autocast
+from keyglue.training.rooms import RoomSettings
 from keyglue.training.scenes import Scene
-from keyglue.training.sources import Group, PhotoSource, SceneSource, Source, describe
+from keyglue.training.sources import Group, PhotoSource, RoomSource, SceneSource, Source, describe
 from keyglue.training.task import Task, generator_for
 from keyglue.training.validation import HeldOutPairs, score_pairs
 
@@ -53,6 +55,8 @@ class MatcherSettings:
         light: Photometric changes.
         views_per_group: Views that are described together, of which all pairs are used.
         scenes: Share of the pairs that come from scenes, where there are any.
+        rooms: Share of the pairs that show rooms made up at random with photographs on their walls.
+        room: What these are like.
         unrelated: Share of the pairs that show two different things, so that "no match" is learned.
     """
 
@@ -70,6 +74,8 @@ class MatcherSettings:
     light: PhotometricSettings = dataclasses.field(default_factory=PhotometricSettings)
     views_per_group: int = 6
     scenes: float = 0.5
+    rooms: float = 0.0
+    room: RoomSettings = dataclasses.field(default_factory=RoomSettings)
     unrelated: float = 0.06
 
     def __post_init__(self) -> None:
@@ -77,6 +83,8 @@ class MatcherSettings:
             raise ConfigError("keypoints must be (fewest, most) of at least 2, pairs at least 1, views at least 2.")
         if self.views.size != self.scene_views.size:
             raise ConfigError("views of photographs and of scenes must be of one size.")
+        if min(self.scenes, self.rooms) < 0 or self.scenes + self.rooms > 1:
+            raise ConfigError("the shares of scenes and rooms must be at least 0 and at most 1 together.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +125,7 @@ class MatcherTask(Task):
         most = settings.keypoints[1]
         self.detector = copy.deepcopy(detector).to(photos.device).eval()
         self.detector.config = detector.config.replace(max_keypoints=most, keypoint_threshold=0.0)
-        self.sources: list[tuple[float, Source]] = [(1.0, PhotoSource(photos, settings.views))]
-        if scenes and settings.scenes > 0:
-            self.sources = [
-                (1.0 - settings.scenes, self.sources[0][1]),
-                (settings.scenes, SceneSource(scenes, settings.scene_views)),
-            ]
+        self.sources = _sources(settings, photos, scenes or [])
         self._streams: dict[int, _Stream] = {}
         self._lock = threading.Lock()
         # Without an input projection the scale is applied to the descriptors, and folded into the weights in the end.
@@ -242,9 +245,22 @@ class _Stream:
         task, settings = self._task, self._task.settings
         generator = generator_for(task.seed, self._number, slot, generation, 1)
         lot = float(torch.rand((), generator=generator))
-        source = task.sources[0][1] if lot < task.sources[0][0] else task.sources[-1][1]
+        limits = itertools.accumulate(share for share, _ in task.sources)
+        chosen = sum(lot >= limit for limit in limits)
+        _, source = task.sources[min(chosen, len(task.sources) - 1)]
         plan = source.draw(settings.views_per_group, generator)
-        return describe(plan, task.detector, settings.views.size, settings.light, generator)
+        return describe(plan, task.detector, settings.light, generator)
+
+
+def _sources(settings: MatcherSettings, photos: Photos, scenes: list[Scene]) -> list[tuple[float, Source]]:
+    """Return where groups of views come from, each with its share."""
+    sources: list[tuple[float, Source]] = [(1.0, PhotoSource(photos, settings.views))]
+    if scenes and settings.scenes > 0:
+        sources.append((settings.scenes, SceneSource(scenes, settings.scene_views)))
+    if settings.rooms > 0:
+        sources.append((settings.rooms, RoomSource(photos, settings.views.size, settings.room)))
+    sources[0] = (1.0 - sum(share for share, _ in sources[1:]), sources[0][1])
+    return sources
 
 
 def _prepared(matcher: LightGlueMatcher, stage: str) -> LightGlueMatcher:

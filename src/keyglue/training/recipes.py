@@ -78,10 +78,10 @@ def lightglue_homography(size: Size = "small") -> Recipe:
 
 
 def lightglue_3d(size: Size = "small") -> Recipe:
-    """LightGlue after its homographies, on scenes with depth or sparse models as well, with more keypoints."""
+    """LightGlue after its homographies, with more keypoints, on made-up rooms and, where given, on scenes too."""
     return Recipe(
         name="lightglue_3d",
-        task=MatcherSettings(config=matcher_config(size), keypoints=(256, 512)),
+        task=MatcherSettings(config=matcher_config(size), keypoints=(256, 512), scenes=0.3, rooms=0.3),
         loop=LoopSettings(steps=5_000, learning_rate=2e-4, validate_every=250, checkpoint_minutes=3),
     )
 
@@ -90,7 +90,7 @@ def lightglue_confidence(size: Size = "small") -> Recipe:
     """The confidence heads of a trained LightGlue, by which it stops early; nothing else changes."""
     return Recipe(
         name="lightglue_confidence",
-        task=MatcherSettings(config=matcher_config(size), stage="confidence", keypoints=(256, 512)),
+        task=MatcherSettings(config=matcher_config(size), stage="confidence", keypoints=(256, 512), rooms=0.3),
         loop=LoopSettings(steps=1_000, learning_rate=1e-3, validate_every=250),
     )
 

@@ -25,7 +25,7 @@ from keyglue.base.types import Features
 from keyglue.images.coordinates import resize_keypoints
 from keyglue.multiview.cameras import Camera, as_camera
 from keyglue.training.colmap import PosedImage, read_sparse_model
-from keyglue.training.geometry import disparity_of_right, fundamental_matrix, project_by_depth
+from keyglue.training.geometry import disparity_of_right, fundamental_matrix, shared_view
 from keyglue.training.labels import Labels, labels_from_depth, labels_from_disparity, labels_from_tracks
 from keyglue.training.photos import Photos, read_gray
 
@@ -114,19 +114,8 @@ class DepthScene(Scene):
         return R, self.translations[second] - R @ self.translations[first]
 
     def _overlap(self, first: int, second: int) -> float:
-        """Return the share of a coarse grid of frame 0 that frame 1 sees, or the other way round, whichever is less."""
-        shares: list[float] = []
-        for i, j in ((first, second), (second, first)):
-            height, width = self.depths[i].shape
-            y, x = torch.meshgrid(torch.arange(8, height, 16), torch.arange(8, width, 16), indexing="ij")
-            grid = torch.stack([x, y], dim=-1).reshape(-1, 2).double()
-            R, t = self._motion(i, j)
-            K0, K1 = (torch.from_numpy(self.cameras[k].matrix) for k in (i, j))
-            mapped, known = project_by_depth(grid, self.depths[i], self.depths[j], K0, K1, R, t)
-            other = self.depths[j].shape
-            seen = ((mapped >= 0) & (mapped < mapped.new_tensor([other[1], other[0]]))).all(dim=1)
-            shares.append(float(seen.sum() / known.sum().clamp(min=1)))
-        return min(shares)
+        K0, K1 = (torch.from_numpy(self.cameras[frame].matrix) for frame in (first, second))
+        return shared_view((self.depths[first], self.depths[second]), (K0, K1), *self._motion(first, second))
 
 
 class TrackScene(Scene):

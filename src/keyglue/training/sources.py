@@ -27,10 +27,11 @@ from keyglue.training.homographies import (
     view_scales,
     warp,
 )
-from keyglue.training.labels import Labels, homography_labels
+from keyglue.training.labels import Labels, homography_labels, labels_from_depth
 from keyglue.training.photometric import PhotometricSettings, change_light
 from keyglue.training.photos import Photos
-from keyglue.training.scenes import Scene
+from keyglue.training.rooms import RoomSettings, random_room
+from keyglue.training.scenes import FEWEST_SHARED, Scene
 
 POSITIVE = 3.0
 # Beyond this a keypoint has no match: homographies are exact, depth and poses are not.
@@ -39,19 +40,15 @@ NEGATIVE_EXACT, NEGATIVE = 3.0, 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A group of views before it is rendered.
+    """A group of views before it is described.
 
     Attributes:
-        photos: What the views show.
-        index: Photograph of each view.
-        views: (V, 3, 3) homographies from pixels of each view to pixels of its photograph.
+        images: (V, 1, h, w) what the views show, float32 from 0 to 1.
         pairs: Views (a, b) that belong together.
         label: Labels of a pair of views from their numbers and Features.
     """
 
-    photos: Photos
-    index: list[int]
-    views: Tensor
+    images: Tensor
     pairs: list[tuple[int, int]]
     label: Callable[[int, int, Features, Features], Labels]
 
@@ -80,7 +77,7 @@ class Source(ABC):
 
     @abstractmethod
     def draw(self, views: int, generator: torch.Generator) -> Plan:
-        """Draw a group of at most ``views`` views."""
+        """Draw and render a group of at most ``views`` views."""
 
 
 class PhotoSource(Source):
@@ -105,7 +102,8 @@ class PhotoSource(Source):
                 features0.keypoints, features1.keypoints, H, positive=POSITIVE, negative=NEGATIVE_EXACT
             )
 
-        return Plan(self.photos, index, drawn, _shuffled(itertools.combinations(range(views), 2), generator), label)
+        pairs = _shuffled(itertools.combinations(range(views), 2), generator)
+        return Plan(_rendered(self.photos, index, drawn, self.settings.size, generator), pairs, label)
 
 
 class SceneSource(Source):
@@ -157,30 +155,74 @@ class SceneSource(Source):
             )
             return scene.labels(frames[first], frames[second], placed0, placed1, POSITIVE * scale, NEGATIVE * scale)
 
-        return Plan(scene.frames, frames, drawn, _shuffled(pairs, generator), label)
+        pairs = _shuffled(pairs, generator)
+        return Plan(_rendered(scene.frames, frames, drawn, self.settings.size, generator), pairs, label)
+
+
+class RoomSource(Source):
+    """Views of rooms made up at random, with photographs on their walls.
+
+    Args:
+        photos: The photographs.
+        size: Height and width of the views.
+        settings: What rooms are like.
+    """
+
+    def __init__(self, photos: Photos, size: tuple[int, int], settings: RoomSettings) -> None:
+        self.photos, self.size, self.settings = photos, size, settings
+
+    def draw(self, views: int, generator: torch.Generator) -> Plan:
+        """Draw rooms until one has two views that see the same things."""
+        while True:
+            room = random_room(self.photos, views, self.size, self.settings, generator)
+            pairs = [pair for pair in itertools.combinations(range(views), 2) if room.overlap(*pair) >= FEWEST_SHARED]
+            if pairs:
+                break
+
+        def label(first: int, second: int, features0: Features, features1: Features) -> Labels:
+            R, t = room.motion(first, second)
+            return labels_from_depth(
+                features0,
+                features1,
+                room.depths[first],
+                room.depths[second],
+                room.K[first],
+                room.K[second],
+                R,
+                t,
+                positive=POSITIVE,
+                negative=NEGATIVE,
+            )
+
+        return Plan(room.images, _shuffled(pairs, generator), label)
+
+
+def _rendered(
+    photos: Photos, index: list[int], views: Tensor, size: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Return views (V, 1, h, w) of photographs; what lies outside is black in half of them and gray in the others."""
+    fill = torch.rand(len(index), generator=generator) * (torch.rand(len(index), generator=generator) < 0.5)
+    return render_views(photos, index, views, size, fill)[0]
 
 
 def describe(
     plan: Plan,
     detector: SuperPointForKeypointDetection,
-    size: tuple[int, int],
     light: PhotometricSettings,
     generator: torch.Generator,
 ) -> Group:
-    """Render the views of a group, change their light, and describe them.
+    """Change the light of a group's views and describe them.
 
     Args:
         plan: The group.
         detector: Finds and describes keypoints.
-        size: Height and width of the views.
         light: Photometric changes.
         generator: Source of randomness, on the CPU.
     """
-    count = len(plan.index)
-    fill = torch.rand(count, generator=generator) * (torch.rand(count, generator=generator) < 0.5)
+    height, width = plan.images.shape[-2:]
     with torch.no_grad():
-        clean, _ = render_views(plan.photos, plan.index, plan.views, size, fill)
-        features = detector.extract_batch(change_light(clean, light, generator), [size] * count)
+        images = change_light(plan.images, light, generator)
+        features = detector.extract_batch(images, [(height, width)] * len(images))
     return Group(plan, features)
 
 
