@@ -26,6 +26,7 @@ from keyglue.images.processor import LightGlueImageProcessor
 from keyglue.images.read import ImageInput, read_image, read_mask
 from keyglue.images.resize import resize_mask
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
+from keyglue.matching.probability import match_probability
 from keyglue.pipelines.result import PairResult
 
 ResizeTo = int | tuple[int, int] | dict[str, int]
@@ -160,6 +161,7 @@ class Matcher:
             prune1=found.prune1.cpu().numpy(),
             stop_layer=found.stop_layer,
             num_layers=self.num_layers,
+            match_probability=match_probability(found, self.model.config.match_probability),
             seed=seed,
             milliseconds={"match": milliseconds},
         )

@@ -53,6 +53,8 @@ class PairResult:
         prune1: (N,) the same for image 1.
         stop_layer: Number of layers that the pair ran through.
         num_layers: Number of layers that the matcher has.
+        match_probability: Probability that the images show the same thing at all, if as many pairs do as do not; None
+            where the model was not calibrated.
         rotation: Degrees that image 1 was turned counter-clockwise before matching.
         seed: Seed of the robust estimators.
         milliseconds: Time of each step: "read", "describe", "match".
@@ -69,6 +71,7 @@ class PairResult:
     prune1: NDArray[np.int64]
     stop_layer: int
     num_layers: int
+    match_probability: float | None = None
     rotation: int = 0
     seed: int = 0
     milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -206,6 +209,7 @@ class PairResult:
             "sizes": [list(self.size0), list(self.size1)],
             "stop_layer": self.stop_layer,
             "num_layers": self.num_layers,
+            "match_probability": self.match_probability,
             "rotation": self.rotation,
             "milliseconds": {name: round(value, 3) for name, value in self.milliseconds.items()},
         }

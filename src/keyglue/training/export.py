@@ -32,7 +32,9 @@ def write_joint_model(folder: Path, detector: SuperPointForKeypointDetection, ma
         detector: The detector.
         matcher: A matcher for its descriptors.
     """
-    joint = LightGlueForKeypointMatching(matcher.config.replace(keypoint_detector_config=detector.config))
+    # What was calibrated before these weights were trained does not hold for them.
+    config = matcher.config.replace(keypoint_detector_config=detector.config, match_probability=None)
+    joint = LightGlueForKeypointMatching(config)
     tensors = dict(matcher.state_dict())
     tensors.update({f"keypoint_detector.{name}": value for name, value in detector.state_dict().items()})
     joint.load_state_dict(tensors)

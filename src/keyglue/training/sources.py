@@ -18,7 +18,7 @@ from torch import Tensor
 
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features
-from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
+from keyglue.keypoints.detector import KeypointDetector
 from keyglue.training.homographies import (
     ViewSettings,
     between_views,
@@ -207,7 +207,7 @@ def _rendered(
 
 def describe(
     plan: Plan,
-    detector: SuperPointForKeypointDetection,
+    detector: KeypointDetector,
     light: PhotometricSettings,
     generator: torch.Generator,
 ) -> Group:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from keyglue import __version__
 from keyglue.base.errors import KeyglueError
+from keyglue.ui.calibrate import calibrate
 from keyglue.ui.console import print_error, print_warning
 from keyglue.ui.convert import convert
 from keyglue.ui.extract import extract
@@ -45,7 +46,22 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True
 )
-for verb in (match, extract, reconstruct, show, features, pairs, matches, map_, score, train, convert, models, version):
+for verb in (
+    match,
+    extract,
+    reconstruct,
+    show,
+    features,
+    pairs,
+    matches,
+    map_,
+    score,
+    train,
+    calibrate,
+    convert,
+    models,
+    version,
+):
     app.command(verb.__name__.rstrip("_"))(verb)
 
 

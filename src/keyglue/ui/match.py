@@ -191,6 +191,8 @@ def _print(
     if inliers is not None:
         rows.append(("inliers", f"{int(inliers.sum())} ({geometry})"))
     rows.append(("layers used", f"{result.stop_layer} of {result.num_layers}"))
+    if result.match_probability is not None:
+        rows.append(("same scene", f"{result.match_probability:.1%} probable"))
     rows += [(f"{step} ms", f"{value:.0f}") for step, value in result.milliseconds.items()]
     rows += [("written", str(path)) for path in files]
     print_rows(rows, error=error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
@@ -14,6 +15,8 @@ from typing_extensions import Self
 from keyglue.base.config import PretrainedConfig, config_dataclass, require_bool, require_int, require_number
 from keyglue.base.errors import ConfigError
 from keyglue.keypoints.registry import detector_config
+
+_CALIBRATION = 3
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -52,6 +55,8 @@ class LightGlueConfig(PretrainedConfig):
         add_scale_ori: The positional encoding reads keypoint scale and orientation too (SIFT).
         pruning_min_keypoints: Points are dropped only in pairs with more points than this in both images together;
             0 prunes always, exactly as transformers.
+        match_probability: Intercept and two weights from which ``PairResult.match_probability`` follows; None where the
+            model was not calibrated.
         hf_compatible: Give transformers' numbers where they differ (borders, colour, layout of hidden states).
     """
 
@@ -72,6 +77,7 @@ class LightGlueConfig(PretrainedConfig):
     trust_remote_code: bool = False
     add_scale_ori: bool = False
     pruning_min_keypoints: int = 0
+    match_probability: tuple[float, ...] | None = None
     hf_compatible: bool = False
 
     @property
@@ -136,10 +142,20 @@ class LightGlueConfig(PretrainedConfig):
         require_number(self, "initializer_range", 0)
         require_number(self, "attention_dropout", 0, 1)
         require_int(self, "pruning_min_keypoints", 0)
+        self._check_match_probability()
         for name in ("attention_bias", "trust_remote_code", "add_scale_ori", "hf_compatible"):
             require_bool(self, name)
         if self.hidden_act not in ACTIVATIONS:
             raise ConfigError(f"unknown hidden_act {self.hidden_act!r}; known are {', '.join(sorted(ACTIVATIONS))}.")
+
+    def _check_match_probability(self) -> None:
+        weights = cast("Any", self.match_probability)
+        if weights is None:
+            return
+        numbers = isinstance(weights, (tuple, list)) and len(cast("list[Any]", weights)) == _CALIBRATION
+        if not numbers or not all(isinstance(weight, (int, float)) and math.isfinite(weight) for weight in weights):
+            raise ConfigError(f"match_probability must be {_CALIBRATION} finite numbers or None, got {weights!r}.")
+        object.__setattr__(self, "match_probability", tuple(float(weight) for weight in weights))
 
     def _settle_derived(self) -> None:
         """Make the detector's settings an object, and refuse derived sizes that contradict the width."""
