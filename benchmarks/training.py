@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 
-from keyglue.base.devices import resolve_device
+from keyglue.base.devices import has_fast_bfloat16, resolve_device
 from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
 from keyglue.training.data import load_data
 from keyglue.training.homographies import ViewSettings
 from keyglue.training.lightglue import MatcherSettings, MatcherTask
 from keyglue.training.loop import LoopSettings
-from keyglue.training.precision import has_fast_bfloat16
 from keyglue.training.recipes import matcher_config
 from keyglue.training.report import synchronise
 from keyglue.training.superpoint import SuperPointSettings, SuperPointTask

@@ -43,6 +43,7 @@ _PUBLIC = {
     "SIFT": "pipelines.original",
     "SIFTConfig": "keypoints.sift",
     "SIFTForKeypointDetection": "keypoints.sift",
+    "StoreError": "base.errors",
     "SuperPoint": "pipelines.original",
     "SuperPointConfig": "keypoints.superpoint",
     "SuperPointForKeypointDetection": "keypoints.superpoint",

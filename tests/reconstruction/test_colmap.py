@@ -20,7 +20,7 @@ from keyglue.reconstruction.pairs import exhaustive_pairs, read_pairs
 from keyglue.reconstruction.poses import pose_errors, similarity
 from keyglue.reconstruction.record import ImageRecord
 from keyglue.reconstruction.store import FeatureStore, MatchStore, PairMatches
-from keyglue.reconstruction.verify import VerifyOptions, verify_pair
+from keyglue.reconstruction.verify import VerifyOptions, pixel_scale, verify_pair
 
 SIZE, FOCAL, COUNT = (480, 640), 600.0, 6
 NAMES = [f"cam/{index}.jpg" for index in range(COUNT)]
@@ -103,6 +103,26 @@ def test_verification_tells_right_from_wrong_matches(tmp_path: Path) -> None:
             assert found.inliers[~right].mean() < 0.35  # a wrong match may lie on the epipolar line
             assert found.geometry is not None
             assert found.geometry["config"] == "UNCALIBRATED"
+
+
+def test_limits_grow_with_the_photographs_that_the_model_saw_smaller() -> None:
+    keypoints, descriptors = torch.ones(1, 2), torch.ones(1, 4)
+    for seen, original, scale in (((300, 400), None, 1), ((300, 400), (900, 1200), 3), ((300, 400), (150, 200), 1)):
+        features = Features(keypoints=keypoints, descriptors=descriptors, image_size=seen, original_size=original)
+        assert pixel_scale(features) == scale
+    rng, record = np.random.default_rng(1), ImageRecord(size=SIZE)
+    points = rng.uniform(-1.5, 1.5, (400, 3))
+    places = []
+    for R, t in list(poses().values())[:2]:
+        seen = points @ R.T + t
+        places.append((FOCAL * seen[:, :2] / seen[:, 2:] + (320, 240) + rng.normal(0, 6, (400, 2))).astype(np.float32))
+    found = PairMatches(np.stack([np.arange(400)] * 2, axis=1), np.ones(400, dtype=np.float32))
+    share = [
+        verify_pair(*places, found, record, record, VerifyOptions(), scale).inliers.mean()  # type: ignore[union-attr]
+        for scale in (1.0, 4.0)
+    ]
+    assert share[0] < 0.75
+    assert share[1] > 0.95
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -59,7 +60,8 @@ def test_verification_finds_the_shift_between_two_views(
     with FeatureStore(described) as features, MatchStore(tmp_path / "m.h5") as matches:
         found = matches.load("a1.png", "a2.png")
         shift = features.keypoints("a1.png")[found.matches[:, 0]] - features.keypoints("a2.png")[found.matches[:, 1]]
-        right = np.linalg.norm(shift - (60, 40), axis=1) < 4
+        # Four pixels of what the model saw, which is 240 pixels long and not 420.
+        right = np.linalg.norm(shift - (60, 40), axis=1) < 4 * 420 / 240
         assert found.inliers is not None
         assert found.inliers.sum() > 30
         assert right[found.inliers].mean() > 0.9
@@ -67,7 +69,7 @@ def test_verification_finds_the_shift_between_two_views(
         # Crops of one picture are related by a homography, a shift.
         assert found.geometry["config"] in ("PLANAR", "PANORAMIC", "PLANAR_OR_PANORAMIC")
         H = np.array(found.geometry["H"])
-        assert np.allclose(H / H[2, 2], [[1, 0, -60], [0, 1, -40], [0, 0, 1]], atol=3)
+        assert np.allclose(H / H[2, 2], [[1, 0, -60], [0, 1, -40], [0, 0, 1]], atol=5)
         unrelated = matches.load("a1.png", "b1.png")
         assert unrelated.inliers is not None
         assert unrelated.inliers.sum() < 15
@@ -177,6 +179,32 @@ def test_damaged_features_of_one_image_leave_out_its_pairs(
     assert report.done == 6
     assert len(report.failed) == 4
     assert all("b1.png" in pair and "is damaged at b1.png" in text for pair, text in report.failed.items())
+
+
+def test_features_in_hlocs_layout_give_the_same_matches(
+    described: Path, names: list[str], matcher: Matcher, tmp_path: Path
+) -> None:
+    """The writing and the reading code are written from hloc's published layout."""
+    with FeatureStore(described) as own, h5py.File(tmp_path / "theirs.h5", "w") as theirs:
+        for name in own.names():
+            features = own.load(name)
+            height, width = features.original_size or features.image_size
+            group = theirs.create_group(name)
+            group.create_dataset("keypoints", data=own.keypoints(name))
+            group.create_dataset("descriptors", data=features.descriptors.T.numpy().astype(np.float16))
+            group.create_dataset("scores", data=features.keypoint_scores)
+            group.create_dataset("image_size", data=np.array([width, height]))
+    for source in (described, tmp_path / "theirs.h5"):
+        match_images(exhaustive_pairs(5), names, source, tmp_path / f"m-{source.name}", matcher)
+    with h5py.File(tmp_path / "m-f.h5") as one, h5py.File(tmp_path / "m-theirs.h5") as other:
+        same = [
+            np.mean(one[pair]["matches0"][()] == other[pair]["matches0"][()])
+            for pair in ("a1.png/a2.png", "a1.png/sub-a3.png", "b1.png/b2.png")
+        ]
+        assert min(same) > 0.97
+        matches, scores = (one["a1.png"]["sub-a3.png"][key][()] for key in ("matches0", "matching_scores0"))
+        assert (matches >= 0).sum() > 20
+        assert (scores[matches >= 0] > 0).all()
 
 
 def test_one_against_many_is_one_by_one(described: Path, names: list[str], matcher: Matcher) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from keyglue.base.errors import ImageError
 from keyglue.images.read import read_image
-from keyglue.reconstruction.refine import RefineOptions, refine_model
+from keyglue.reconstruction.refine import RefineOptions, nearest_within, refine_model
 
 SIZE, FOCAL = (300, 400), 420.0
 
@@ -48,8 +49,14 @@ def render(texture: torch.Tensor, R: np.ndarray, t: np.ndarray) -> Image.Image:
     return Image.fromarray(seen[0, 0].round().byte().numpy())
 
 
-def planted(folder: Path, texture: Path, noise: float, orientation: int = 1) -> tuple[Any, dict[str, np.ndarray]]:
-    """Return a model whose keypoints are misplaced, and the right places."""
+def planted(
+    folder: Path,
+    texture: Path,
+    noise: float,
+    orientation: int = 1,
+    left_out: AbstractSet[tuple[int, int]] = frozenset(),
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Return a model whose keypoints are misplaced, some (image, keypoint) without a point, and the right places."""
     picture = read_image(texture).mean(dim=0, keepdim=True)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -73,7 +80,8 @@ def planted(folder: Path, texture: Path, noise: float, orientation: int = 1) -> 
     for index, point in enumerate(points):
         track = pycolmap.Track()
         for number in range(1, 5):
-            track.add_element(number, index)
+            if (number, index) not in left_out:
+                track.add_element(number, index)
         model.add_point3D(point, track)
     return model, right
 
@@ -89,8 +97,8 @@ def test_misplaced_keypoints_come_to_agree(tmp_path: Path, assets: Path, orienta
     moved = refine_model(
         model, tmp_path / "images", orientations, keep_cameras=True, progress=lambda *what: seen.append(what)
     )
-    assert seen == [("refine", 240, 240)]  # one of four keypoints of each of 80 points is the reference
-    assert moved > 180
+    assert seen == [("refine", 1, 2), ("refine", 2, 2)]
+    assert moved > 180  # one of four keypoints of each of 80 points is the reference
     after = model.compute_mean_reprojection_error()
     assert before > 0.7
     assert after < 0.25 * before
@@ -99,6 +107,38 @@ def test_misplaced_keypoints_come_to_agree(tmp_path: Path, assets: Path, orienta
     for image, (R, t) in zip(sorted(model.images.values(), key=lambda i: i.name), poses(), strict=True):
         centre, expected = image.projection_center(), -R.T @ t
         assert np.linalg.norm(centre - expected) < 0.02
+
+
+def test_keypoints_without_a_point_come_to_the_point_that_they_see(tmp_path: Path, assets: Path) -> None:
+    model, right = planted(tmp_path / "images", assets / "coffee.png", 0.5, left_out={(1, 3), (2, 7), (4, 70)})
+    assert model.compute_num_observations() == 317
+    refine_model(model, tmp_path / "images", {image.name: 1 for image in model.images.values()}, keep_cameras=True)
+    for number, index in ((1, 3), (2, 7), (4, 70)):
+        keypoint = model.images[number].points2D[index]
+        assert keypoint.has_point3D()
+        assert {element.point2D_idx for element in model.points3D[keypoint.point3D_id].track.elements} == {index}
+        assert np.linalg.norm(keypoint.xy - right[f"{number}.png"][index]) < 0.8
+
+
+def test_photographs_are_compared_at_a_bounded_size(tmp_path: Path, assets: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("keyglue.reconstruction.registration.LONGEST", 240)
+    monkeypatch.setattr("keyglue.reconstruction.refine.LONGEST", 240)
+    model, _ = planted(tmp_path / "images", assets / "coffee.png", 0.7)
+    refine_model(model, tmp_path / "images", {image.name: 1 for image in model.images.values()}, keep_cameras=True)
+    assert model.num_points3D() > 70
+    assert model.compute_mean_reprojection_error() < 0.35
+
+
+def test_the_nearest_within_reach() -> None:
+    rng = np.random.default_rng(0)
+    places, others = rng.uniform(-20, 20, (2, 300, 2))
+    nearest, distance = nearest_within(places, others, 1.5)
+    all_distances = np.linalg.norm(places[:, None] - others, axis=2)
+    within = all_distances.min(axis=1) <= 1.5
+    assert 50 < within.sum() < 250
+    assert np.array_equal(nearest, np.where(within, all_distances.argmin(axis=1), -1))
+    assert np.allclose(distance[within], all_distances.min(axis=1)[within])
+    assert nearest_within(places, others[:0], 1.5)[0].max() == -1
 
 
 def test_places_without_texture_are_left_alone(tmp_path: Path) -> None:

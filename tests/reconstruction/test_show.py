@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
+from PIL import Image
 
 from keyglue.base.errors import InputError
 from keyglue.pipelines.matcher import Matcher
@@ -62,6 +63,23 @@ def test_cameras_are_drawn_in_front_of_the_scene() -> None:
     violet = np.argwhere((picture[..., 2] > 130) & (picture[..., 1] < 110))
     assert len(violet) > 20
     assert violet[:, 0].mean() > cloud.mean() + 50  # seen from above, the viewer's side is below
+
+
+def test_points_that_are_far_off_do_not_shrink_the_rest() -> None:
+    model = model_of_two_clouds()
+    plain = _size_of_clouds(draw_model(model, size=(300, 400)))
+    for index, place in enumerate(((900.0, 0, 0), (0, -4000.0, 50), (-70.0, 60, 80000))):
+        track = pycolmap.Track()
+        track.add_element(3, index)
+        model.add_point3D(np.array(place), track, np.array((255, 255, 255), dtype=np.uint8))
+    assert _size_of_clouds(draw_model(model, size=(300, 400))) == pytest.approx(plain, rel=0.05)
+
+
+def _size_of_clouds(picture: Image.Image) -> float:
+    """Return the diagonal of the box around what is red or green."""
+    colours = np.asarray(picture).astype(int)
+    places = np.argwhere((colours.max(axis=-1) > 120) & (np.sort(colours, axis=-1)[..., 1] < 90))
+    return float(np.linalg.norm(np.ptp(places, axis=0)))
 
 
 def test_an_empty_model_and_an_unknown_view() -> None:

@@ -120,6 +120,7 @@ def test_stores_of_code_that_follows_hloc_are_read(tmp_path: Path) -> None:
         assert store.digest("db/1.jpg") != store.digest("db/2.jpg")
     with MatchStore(tmp_path / "m.h5") as store:
         assert list(store.pairs()) == [("db-1.jpg", "db-2.jpg")]
+        assert list(store.pairs(["db/1.jpg", "db/2.jpg"])) == [("db/1.jpg", "db/2.jpg")]
         assert store.load("db/1.jpg", "db/2.jpg").matches.tolist() == [[3, 5], [8, 1]]
     before = (tmp_path / "f.h5").read_bytes()
     with pytest.raises(StoreError, match="was not written by keyglue"):
@@ -262,3 +263,30 @@ def test_an_error_in_the_middle_leaves_what_was_committed(tmp_path: Path) -> Non
         store.save("b.jpg", some_features(), ImageRecord(size=SIZE))
     with FeatureStore(tmp_path / "f.h5") as store:
         assert len(store.load("b.jpg")) == 50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_memory_does_not_grow_with_the_number_of_images_that_are_read(tmp_path: Path) -> None:
+    """In a process of its own, because what other tests left behind would be returned too."""
+    with FeatureStore(tmp_path / "f.h5", HEADER) as store:
+        many = torch.rand(512, 256, generator=torch.Generator().manual_seed(0))
+        for index in range(400):
+            features = Features(keypoints=many[:, :2], descriptors=many, image_size=SIZE)
+            store.save(f"{index}.jpg", features, ImageRecord(size=SIZE))
+    code = (
+        "import sys, pathlib, torch\n"
+        "from keyglue.reconstruction.store import FeatureStore\n"
+        "def resident():\n"
+        "    return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "with FeatureStore(pathlib.Path(sys.argv[1])) as store:\n"
+        "    for index in range(400):\n"
+        "        features = store.load(f'{index}.jpg')\n"
+        "        similarity = features.descriptors @ features.descriptors.T\n"
+        "        similarity.max(dim=1)\n"
+        "        start = resident() if index == 20 else start if index else 0\n"
+        "    print(resident() - start)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "f.h5")], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 110e6

@@ -40,11 +40,11 @@ def _found(scores: list[float], others: int) -> Matches:
 
 def test_the_probability_is_the_logistic_function_of_the_evidence() -> None:
     found = _found([0.9, 0.6, 0.0, 0.0], 8)
-    assert evidence(found) == pytest.approx((math.log(2.5), 1.5 / 4))
-    expected = 1 / (1 + math.exp(-(-1 + 2 * math.log(2.5) + 3 * 1.5 / 4)))
+    assert evidence(found) == pytest.approx((math.log(2.5 / 4), math.log(4)))
+    expected = 1 / (1 + math.exp(-(-1 + 2 * math.log(2.5 / 4) + 3 * math.log(4))))
     assert match_probability(found, (-1.0, 2.0, 3.0)) == pytest.approx(expected)
     assert match_probability(found, None) is None
-    assert match_probability(_found([], 0), (-2.0, 1.0, 1.0)) == pytest.approx(1 / (1 + math.exp(2)))
+    assert match_probability(_found([], 0), (-2.0, 1.0, 1.0)) == pytest.approx(1 / (1 + math.exp(2 - math.log(0.5))))
 
 
 def test_the_fit_finds_the_weights_that_pairs_were_drawn_with() -> None:

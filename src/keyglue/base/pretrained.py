@@ -23,7 +23,7 @@ from keyglue.base.checkpoints import (
     write_state_dict,
 )
 from keyglue.base.config import CONFIG_NAME, PretrainedConfig, model_folder
-from keyglue.base.devices import resolve_device, resolve_dtype
+from keyglue.base.devices import has_fast_bfloat16, resolve_device, resolve_dtype
 from keyglue.base.errors import InputError
 from keyglue.base.files import atomic_path
 from keyglue.base.hub import Source, upload_folder
@@ -38,6 +38,8 @@ class PreTrainedModel(nn.Module):
         config: The model's settings.
         name_or_path: What the weights were loaded from; empty for random ones.
         licence: Licence of the weights, as far as it is known.
+        dtype_is_free: Whether nobody asked for a floating point type, so that inference may choose one; see
+            ``inference_dtype``.
     """
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
@@ -54,6 +56,7 @@ class PreTrainedModel(nn.Module):
         self.config = config
         self.name_or_path = ""
         self.licence = ""
+        self.dtype_is_free = False
 
     @classmethod
     def from_config(cls, config: PretrainedConfig | Mapping[str, Any], **overrides: Any) -> Self:
@@ -77,7 +80,8 @@ class PreTrainedModel(nn.Module):
         Args:
             name_or_path: Name of a bundled model (the default), a local folder, a Hub id, or a checkpoint file.
             config: Configuration to use instead of the checkpoint's own.
-            dtype: Floating point type to compute in; float32 unless told, "auto" for that of the file.
+            dtype: Floating point type of the weights and of all computation; "auto" for that of the file. Unless told,
+                weights are float32, and inference computes in what is quickest: see ``inference_dtype``.
             device: Where the weights go; "auto" for the best device there is.
             **kwargs: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``force_download`` and
                 ``subfolder`` choose where to look; ``torch_dtype`` and ``device_map`` are other names of ``dtype`` and
@@ -104,6 +108,9 @@ class PreTrainedModel(nn.Module):
         floating = _stored_dtype(state_dict) if dtype == "auto" else resolve_dtype(dtype)
         model = model.to(device=target, dtype=floating).eval()
         model.name_or_path, model.licence = source.name, source.licence
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                part.dtype_is_free = dtype is None
         logging.getLogger("keyglue").info("loaded %s (licence: %s)", source.name, model.licence or "not stated")
         warn_if_restricted(source.name, model.licence)
         return model
@@ -189,6 +196,17 @@ class PreTrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Floating point type of the weights."""
         return next((parameter.dtype for parameter in self.parameters()), torch.float32)
+
+    @property
+    def inference_dtype(self) -> torch.dtype:
+        """Floating point type that the fast path computes in.
+
+        It is that of the weights, or bfloat16 where they are float32 because nobody asked for a type
+        (``from_pretrained`` without ``dtype``) and the device is quicker in bfloat16; never with ``hf_compatible``.
+        """
+        exact = bool(getattr(self.config, "hf_compatible", False))
+        free = self.dtype_is_free and self.dtype == torch.float32 and not exact
+        return torch.bfloat16 if free and has_fast_bfloat16(self.device) else self.dtype
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Return the number of parameters; ``exclude_embeddings`` is accepted and changes nothing here."""

@@ -9,7 +9,8 @@ Shapes: B images, C channels, h and w pixels, N keypoints, D descriptor. A cell 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from keyglue.base.checkpoints import StateDict
 from keyglue.base.config import PretrainedConfig, config_dataclass, require_bool, require_int, require_number
+from keyglue.base.derived import Derived
 from keyglue.base.errors import CheckpointError, ConfigError, InputError
 from keyglue.base.outputs import SuperPointKeypointDescriptionOutput, pad_stack
 from keyglue.base.types import Features
@@ -28,8 +30,9 @@ from keyglue.keypoints.formats import (
     superpoint_config_of_original,
     superpoint_from_original,
 )
-from keyglue.keypoints.nms import refine_keypoints, select_keypoints, suppress_non_maxima
+from keyglue.keypoints.nms import find_keypoints, refine_keypoints
 from keyglue.keypoints.sampling import sample_descriptors
+from keyglue.keypoints.superpoint_fast import FastSuperPoint, can_run_fast
 
 JOINT_PREFIX = "keypoint_detector."
 
@@ -165,8 +168,16 @@ class DescriptorDecoder(nn.Module):
         return F.normalize(self.conv_descriptor_b(F.relu(self.conv_descriptor_a(encoded))).float(), dim=1)
 
 
+# A map of scores (h, w), and what gives descriptors (N, D) at keypoints (N, 2).
+_Maps = tuple[Tensor, Callable[[Tensor], Tensor]]
+_PARTS = (Encoder, nn.ModuleList, ConvBlock, KeypointDecoder, DescriptorDecoder, nn.Conv2d)
+
+
 class SuperPointForKeypointDetection(KeypointDetector):
     """SuperPoint with a documented transformers-style interface and ``extract`` for Features.
+
+    Inference takes the fast path (superpoint_fast.py); gradients, training, hooks on the layers, autocast and hidden
+    states take the reference path, which is the one to read.
 
     Args:
         config: Settings; the weights are random.
@@ -180,6 +191,7 @@ class SuperPointForKeypointDetection(KeypointDetector):
         self.encoder = Encoder(config)
         self.keypoint_decoder = KeypointDecoder(config)
         self.descriptor_decoder = DescriptorDecoder(config)
+        self._fast: Derived[FastSuperPoint] = Derived()
         self.init_weights()
 
     def forward(
@@ -255,15 +267,31 @@ class SuperPointForKeypointDetection(KeypointDetector):
                 found.update({index: self._nothing(size) for index in members})
                 continue
             # Cropping keeps padding out of every convolution.
-            stages = self.encoder(gray[members, :, :height, :width])
-            scores = self.keypoint_decoder(stages[-1])
-            descriptor_maps = self.descriptor_decoder(stages[-1])
-            for position, index in enumerate(members):
+            maps = self._maps(gray[members, :, :height, :width], members, gray.shape, states)
+            for index, (scores, describe) in zip(members, maps, strict=True):
                 mask = masks[index] if masks is not None else None
-                found[index] = self._describe(scores[position], descriptor_maps[position], size, mask)
-            if states is not None:
-                _collect(states, stages, members, gray.shape)
+                found[index] = self._describe(scores, describe, size, mask)
         return [found[index] for index in range(len(sizes))]
+
+    def _maps(
+        self, images: Tensor, members: list[int], batch_shape: torch.Size, states: list[Tensor] | None
+    ) -> list[_Maps]:
+        """Return what is known of images (B, 1, h, w) of one size before keypoints are chosen."""
+        if states is None and can_run_fast(self, images, _PARTS):
+            dtype = self.inference_dtype
+            fast = self._fast.get(self.parameters(), partial(FastSuperPoint, self, dtype), dtype)
+            scores, encoded = fast.maps(images)
+            return [(s, partial(fast.describe, encoded=e)) for s, e in zip(scores, encoded, strict=True)]
+        stages = self.encoder(images)
+        if states is not None:
+            _collect(states, stages, members, batch_shape)
+        scores = self.keypoint_decoder(stages[-1])
+        descriptor_maps = self.descriptor_decoder(stages[-1])
+        cell = self.config.cell
+        return [
+            (s, partial(sample_descriptors, descriptor_map=d, cell=cell))
+            for s, d in zip(scores, descriptor_maps, strict=True)
+        ]
 
     def _groups(self, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
         """Return which images run together: those of one size, or on a CPU, where caches are small, each by itself."""
@@ -284,13 +312,16 @@ class SuperPointForKeypointDetection(KeypointDetector):
             detector="superpoint",
         )
 
-    def _describe(self, scores: Tensor, descriptor_map: Tensor, size: tuple[int, int], mask: Tensor | None) -> Features:
+    def _describe(
+        self, scores: Tensor, describe: Callable[[Tensor], Tensor], size: tuple[int, int], mask: Tensor | None
+    ) -> Features:
         config = self.config
         if mask is not None:
             inside = mask.to(scores.device).bool()[: scores.shape[0], : scores.shape[1]]
             scores = scores.masked_fill(~inside, 0)
-        keypoints, values = select_keypoints(
-            suppress_non_maxima(scores[None], config.nms_radius)[0],
+        keypoints, values = find_keypoints(
+            scores,
+            config.nms_radius,
             config.keypoint_threshold,
             config.border_removal_distance,
             config.max_keypoints,
@@ -300,7 +331,7 @@ class SuperPointForKeypointDetection(KeypointDetector):
             keypoints = refine_keypoints(keypoints, scores, config.refinement_radius)
         return Features(
             keypoints=keypoints,
-            descriptors=sample_descriptors(keypoints, descriptor_map, config.cell),
+            descriptors=describe(keypoints),
             image_size=size,
             keypoint_scores=values,
             detector="superpoint",

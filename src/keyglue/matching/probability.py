@@ -6,16 +6,18 @@ import math
 
 from keyglue.base.types import Matches
 
+STRONG = 0.5
+
 
 def evidence(found: Matches) -> tuple[float, float]:
-    """Return what speaks for a pair of images: log(1 + s), and s as a share of the keypoints that could match.
+    """Return what speaks for a pair of images: log((k + 1/2) / n) and log(n).
 
-    s is the sum of the scores of all mutual best matches, also of those below the filter threshold, so that it does not
-    depend on the threshold.
+    k is the number of mutual best matches with a score above 0.5, n that of the keypoints that could match; of many
+    keypoints more match by chance. Neither depends on the filter threshold.
     """
-    total = float(found.matching_scores0.float().sum())
-    fewest = min(len(found.matches0), len(found.matches1))
-    return math.log1p(total), total / max(fewest, 1)
+    fewest = max(min(len(found.matches0), len(found.matches1)), 1)
+    strong = int((found.matching_scores0 > STRONG).sum())
+    return math.log((strong + 0.5) / fewest), math.log(fewest)
 
 
 def match_probability(found: Matches, weights: tuple[float, ...] | None) -> float | None:

@@ -63,7 +63,7 @@ class Matcher:
         Args:
             model: Name of a bundled model (the default), a local folder, or a Hub id.
             device: Where to compute; the best device there is unless told.
-            dtype: Floating point type to compute in; float32 unless told.
+            dtype: Floating point type to compute in; unless told, what is quickest on the device: float32 or bfloat16.
             max_keypoints: Largest number of keypoints an image; -1 for all; the model's own unless told.
             resize: What images are resized to before detection: an int for the longest edge, (height, width), or a
                 processor's ``size``; the model's own unless told.

@@ -22,16 +22,25 @@ from keyglue.reconstruction.pairs import (
     nearby_pairs,
     neighbour_pairs,
     read_pairs,
+    schedule,
     sequential_pairs,
     write_pairs,
 )
-from keyglue.reconstruction.retrieval import image_vectors, nearest_images, rerank
+from keyglue.reconstruction.retrieval import (
+    best_connected,
+    descriptor_capacity,
+    image_vectors,
+    nearest_images,
+    pair_overlaps,
+    vector_similarities,
+)
 from keyglue.reconstruction.store import FeatureStore
 
 PAIR_CHOICES = ("auto", "exhaustive", "sequential", "retrieval", "gps")
 # Up to so many images all pairs are matched unless told otherwise: 1,770 pairs.
 _FEW_IMAGES = 60
-_LOOPS = 5  # similar images that each image of a sequence is matched with, beside its neighbours
+_LOOPS = 5  # similar images that each image of a sequence is matched with, beside those that follow it
+_CANDIDATES = 20  # images that each is compared with at the least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,15 +53,15 @@ class PairOptions:
         neighbours: Number of other images for each, by retrieval or GPS.
         overlap: Number of following images for each of a sequence.
         max_distance: Largest distance by GPS in metres.
-        rerank: Whether to compare twice as many candidates of retrieval by their strongest descriptors and keep the
-            better half.
+        compare: Whether retrieval compares its candidates by their strongest descriptors too, which takes about a
+            millisecond a pair.
     """
 
     choice: str = "auto"
     neighbours: int = 20
     overlap: int = 10
     max_distance: float = float("inf")
-    rerank: bool = True
+    compare: bool = True
 
     def __post_init__(self) -> None:
         if self.choice not in PAIR_CHOICES:
@@ -123,10 +132,20 @@ def _chosen(store: FeatureStore, names: Sequence[str], options: PairOptions, pro
             raise InputError("fewer than two images have a place in their EXIF data: choose pairs in another way.")
         return nearby_pairs(gps_to_metres(places), options.neighbours, max_distance=options.max_distance)
     if choice == "sequential":
-        loops = similar_images(store, names, _LOOPS, rerank_them=options.rerank, progress=progress)
-        return sequential_pairs(names, options.overlap, loops)
-    found = similar_images(store, names, options.neighbours, rerank_them=options.rerank, progress=progress)
+        following = sequential_pairs(names, options.overlap)
+        most = 2 * options.overlap + _LOOPS
+        similar = similar_images(store, names, most, compare=options.compare, progress=progress)
+        return sequential_pairs(names, options.overlap, _without(similar, following, _LOOPS))
+    found = similar_images(store, names, options.neighbours, compare=options.compare, progress=progress)
     return neighbour_pairs(found)
+
+
+def _without(neighbours: NDArray[np.int64], pairs: Pairs, count: int) -> NDArray[np.int64]:
+    """Return the first ``count`` neighbours of each image (n, k) with which it forms no pair, and -1 for the others."""
+    images = np.arange(len(neighbours))[:, None]
+    keys = np.minimum(images, neighbours) * len(neighbours) + np.maximum(images, neighbours)
+    new = ~np.isin(keys, pairs[:, 0] * len(neighbours) + pairs[:, 1]) & (neighbours >= 0)
+    return np.where(new & (np.cumsum(new, axis=1) <= count), neighbours, -1)
 
 
 def similar_images(
@@ -134,7 +153,7 @@ def similar_images(
     names: Sequence[str],
     count: int,
     *,
-    rerank_them: bool = True,
+    compare: bool = True,
     progress: Progress | None = None,
 ) -> NDArray[np.int64]:
     """Return for each image the ``count`` that most likely show the same place, best first, (n, count).
@@ -143,13 +162,21 @@ def similar_images(
         store: Features of the images.
         names: The images.
         count: Number of neighbours.
-        rerank_them: Whether to compare twice as many by their strongest descriptors and keep the better half.
+        compare: Whether to compare candidates by their strongest descriptors, too.
         progress: As for ``reconstruct``.
+
+    Returns:
+        -1 stands for none.
     """
     vectors = image_vectors(store, names, progress=progress)
-    if not rerank_them:
-        return nearest_images(vectors, count)
-    return rerank(store, names, nearest_images(vectors, 2 * count), count, progress=progress)
+    pairs = neighbour_pairs(nearest_images(vectors, max(count, _CANDIDATES)))
+    weights = vector_similarities(vectors, pairs)
+    if compare:
+        pairs = schedule(pairs, len(names), descriptor_capacity(store, names))
+        # Where the comparison sees nothing, the vectors decide.
+        weights = 0.001 * vector_similarities(vectors, pairs)
+        weights += pair_overlaps(store, names, pairs, progress=progress)
+    return best_connected(pairs, weights, len(names), count)
 
 
 def _first_line(path: Path) -> str:

@@ -34,7 +34,11 @@ class MapOptions:
             are then kept. PINHOLE has fx, fy, cx, cy.
         cameras: Which images share a camera: "auto" those of one maker, model and focal length, or without EXIF
             those of one size in one folder; "single" all of one size; "folder" those of one folder; "image" none.
+        max_error: Largest reprojection error of what becomes a part of the model, in pixels of the images as the
+            detector saw them; the global mapper has limits of its own.
         refine: Whether keypoints are moved to where the photographs agree, once there is a model.
+        principal_point: Whether the refinement estimates the cameras' principal points too. They are taken to be in the
+            middle otherwise; with few images, or all from one side, that is often better.
         min_images: Models of fewer images are given up.
         seed: Start of the random numbers.
         threads: Number of threads; -1 for as many as there are cores.
@@ -44,7 +48,9 @@ class MapOptions:
     camera_model: str = "SIMPLE_RADIAL"
     camera_params: tuple[float, ...] | None = None
     cameras: str = "auto"
+    max_error: float = 4.0
     refine: bool = True
+    principal_point: bool = False
     min_images: int = 3
     seed: int = 0
     threads: int = -1
@@ -177,7 +183,9 @@ def _camera_key(name: str, record: ImageRecord, sharing: str) -> Any:
     return record.camera, record.focal_length, record.stored_size
 
 
-def build_model(database: Path, images: Path, output: Path, options: MapOptions | None = None) -> list[Path]:
+def build_model(
+    database: Path, images: Path, output: Path, options: MapOptions | None = None, pixel_scale: float = 1.0
+) -> list[Path]:
     """Map a database to sparse models, the one with most images first.
 
     Args:
@@ -185,6 +193,7 @@ def build_model(database: Path, images: Path, output: Path, options: MapOptions 
         images: Folder of the images, which the points take their colours from.
         output: Folder for the models, "0", "1" and so on, in COLMAP's binary format; replaced if it is there.
         options: Settings.
+        pixel_scale: How many pixels of the images go into one of what the detector saw.
 
     Returns:
         The models' folders.
@@ -200,7 +209,9 @@ def build_model(database: Path, images: Path, output: Path, options: MapOptions 
         if chosen.mapper == "global":
             found = pycolmap.global_mapping(database, images, working, _global_options(pycolmap, chosen))
         else:
-            found = pycolmap.incremental_mapping(database, images, working, _incremental_options(pycolmap, chosen))
+            found = pycolmap.incremental_mapping(
+                database, images, working, _incremental_options(pycolmap, chosen, pixel_scale)
+            )
         models = sorted(found.values(), key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
         models = [model for model in models if model.num_reg_images() >= 2]
         if not models:
@@ -219,12 +230,16 @@ def build_model(database: Path, images: Path, output: Path, options: MapOptions 
     return [output / str(number) for number in range(len(models))]
 
 
-def _incremental_options(pycolmap: Any, options: MapOptions) -> Any:
+def _incremental_options(pycolmap: Any, options: MapOptions, pixel_scale: float) -> Any:
     settings = pycolmap.IncrementalPipelineOptions()
     settings.ba_refine_focal_length = settings.ba_refine_extra_params = options.camera_params is None
     settings.min_model_size = options.min_images
     settings.num_threads = options.threads
     settings.random_seed = options.seed
+    error = options.max_error * pixel_scale
+    settings.mapper.init_max_error = settings.mapper.filter_max_reproj_error = error
+    settings.mapper.abs_pose_max_error = 3 * error
+    settings.triangulation.merge_max_reproj_error = settings.triangulation.complete_max_reproj_error = error
     return settings
 
 

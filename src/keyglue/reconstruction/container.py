@@ -16,6 +16,7 @@ from keyglue.base.errors import InputError, MissingDependencyError, StoreError
 from keyglue.base.files import atomic_path
 from keyglue.reconstruction.journal import JournaledFile, replay
 from keyglue.reconstruction.lock import locked
+from keyglue.reconstruction.memory import return_free_memory
 
 ATTRIBUTE = "keyglue"
 _FORMAT = "keyglue.store.1"
@@ -25,6 +26,7 @@ _SUPERBLOCK = 48
 _NOT_COMPARED = {"model": None}  # a name for people; the digest of the weights tells models apart
 _COMMIT_SECONDS = 2.0
 _COMMIT_BYTES = 64 << 20
+_RETURN_BYTES = 32 << 20
 
 
 def import_h5py() -> Any:
@@ -63,6 +65,7 @@ class Container:
         self._h5py = import_h5py()
         self._commit_seconds = commit_seconds
         self._pending, self._last_commit = 0, time.monotonic()
+        self._passed = 0
         self._raw: JournaledFile | None = None
         with ExitStack() as stack:
             if header is None:
@@ -133,10 +136,18 @@ class Container:
             if name in self.file:
                 del self.file[name]
             yield self.file.create_group(name)
+        self.count_bytes(size)
         self._pending += size
         due = time.monotonic() - self._last_commit > self._commit_seconds
         if due or self._pending > _COMMIT_BYTES:
             self.commit()
+
+    def count_bytes(self, size: int) -> None:
+        """Note that so many bytes were read or written; every now and then what is free goes back to the system."""
+        self._passed += size
+        if self._passed > _RETURN_BYTES:
+            self._passed = 0
+            return_free_memory()
 
     def remove(self, name: str) -> None:
         """Take out a group; one that is not there is fine."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar
 
 from keyglue.base.errors import InputError, KeyglueError
@@ -16,8 +14,6 @@ Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
-
-_PATIENCE = 1.0  # seconds between two looks at whether the other side is still there
 
 
 class Work(Protocol[Item_contra, Result_co]):
@@ -51,6 +47,9 @@ class SerialExecutor:
 class DeviceExecutor:
     """Runs one process for each device.
 
+    Each process has a channel of its own, so that one that is killed in the middle of an answer holds up no other, and
+    asks for its next item when it has taken the one before.
+
     Args:
         devices: Names such as "cuda:0"; a name may stand there more than once.
 
@@ -70,82 +69,62 @@ class DeviceExecutor:
             KeyglueError: A process failed or was killed; its text says how.
         """
         context = multiprocessing.get_context("spawn")
-        room = 4 * len(self.devices)
-        waiting: Any = context.Queue(maxsize=room)
-        ready: Any = context.Queue(maxsize=room)
-        processes = [
-            context.Process(target=_serve, args=(work, device, waiting, ready, os.getpid()), daemon=True)
-            for device in self.devices
-        ]
-        for process in processes:
-            process.start()
-        stopped = threading.Event()
-        feeder = threading.Thread(target=_feed, args=(items, waiting, len(processes), stopped), daemon=True)
-        feeder.start()
-        running = len(processes)
+        source = iter(items)
+        processes: dict[Any, Any] = {}
         try:
-            while running:
-                try:
-                    kind, value = ready.get(timeout=_PATIENCE)
-                except queue.Empty:
-                    # A process that is killed says nothing; one that ended has its last word in the queue.
-                    if any(process.exitcode not in (0, None) for process in processes):
-                        raise KeyglueError("a process of a device was killed, perhaps for want of memory.") from None
-                    continue
-                if kind == "error":
-                    raise KeyglueError(value)
-                running -= kind == "end"
-                if kind == "result":
-                    yield pickle.loads(value)
+            for device in self.devices:
+                channel, other_end = context.Pipe()
+                process = context.Process(target=_serve, args=(work, device, other_end), daemon=True)
+                processes[channel] = process
+                process.start()
+                other_end.close()  # or the end of the process would go unnoticed
+            while processes:
+                for channel in wait(list(processes)):
+                    kind, value = _ask(channel, processes[channel], source)
+                    if kind == "error":
+                        raise KeyglueError(value)
+                    if kind == "end":
+                        processes.pop(channel).join()
+                    if kind == "result":
+                        yield pickle.loads(value)
         finally:
-            stopped.set()
-            for process in processes:
-                process.terminate()
-                process.join()
-            for channel in (waiting, ready):
-                channel.cancel_join_thread()
-                channel.close()
+            for process in processes.values():
+                if process.pid is not None:
+                    process.terminate()
+                    process.join()
 
 
-def _feed(items: Iterable[Any], waiting: Any, processes: int, stopped: threading.Event) -> None:
-    for message in (*(("item", item) for item in items), *[("end", None)] * processes):
-        while not stopped.is_set():
-            try:
-                waiting.put(message, timeout=_PATIENCE)
-                break
-            except queue.Full:
-                continue
+def _ask(channel: Any, process: Any, source: Iterator[Any]) -> tuple[str, Any]:
+    """Return what a process says, and give it the next item where it asks for that."""
+    try:
+        kind, value = channel.recv()
+        if kind == "more":
+            channel.send(next(((item,) for item in source), None))
+    except (EOFError, ConnectionError):
+        process.join()
+        code = process.exitcode
+        how = (
+            f"was killed by signal {-code}, perhaps for want of memory" if code < 0 else f"ended with exit code {code}"
+        )
+        raise KeyglueError(f"a process of a device {how}.") from None
+    return kind, value
 
 
-def _serve(work: Any, device: str, waiting: Any, ready: Any, parent: int) -> None:
-    """Run in a process of its own: work on items until there are no more."""
-
-    def alive() -> None:
-        if os.getppid() != parent:
-            os._exit(1)  # nobody is there to hear; normal ways out would wait for the queues to empty
+def _serve(work: Any, device: str, channel: Any) -> None:
+    """Run in a process of its own: work on items until there are no more, or nobody is there to give them."""
 
     def items() -> Iterator[Any]:
-        while True:
-            kind, item = _patiently(lambda: waiting.get(timeout=_PATIENCE), queue.Empty, alive)
-            if kind == "end":
-                return
-            yield item
-
-    def say(message: tuple[str, Any]) -> None:
-        _patiently(lambda: ready.put(message, timeout=_PATIENCE), queue.Full, alive)
+        channel.send(("more", None))
+        while (item := channel.recv()) is not None:
+            channel.send(("more", None))
+            yield item[0]
 
     try:
         for result in work.on(device)(items()):
             # Bytes, because torch would share the tensors' memory, which ends with this process.
-            say(("result", pickle.dumps(result)))
-        say(("end", None))
+            channel.send(("result", pickle.dumps(result)))
+        channel.send(("end", None))
+    except (EOFError, ConnectionError):
+        return
     except Exception as error:  # whatever it is, it has to reach the person at the other process
-        say(("error", f"{device}: {type(error).__name__}: {error}"))
-
-
-def _patiently(action: Callable[[], Any], not_yet: type[Exception], meanwhile: Callable[[], None]) -> Any:
-    while True:
-        try:
-            return action()
-        except not_yet:
-            meanwhile()
+        channel.send(("error", f"{device}: {type(error).__name__}: {error}"))

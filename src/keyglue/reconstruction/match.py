@@ -26,7 +26,7 @@ from keyglue.reconstruction.overlap import overlap_score
 from keyglue.reconstruction.pairs import Pairs, schedule
 from keyglue.reconstruction.record import ImageRecord
 from keyglue.reconstruction.store import FeatureStore, MatchStore, PairMatches, check_names
-from keyglue.reconstruction.verify import VerifyOptions, verify_pair
+from keyglue.reconstruction.verify import VerifyOptions, pixel_scale, verify_pair
 
 NamePair = tuple[str, str]
 # Pairs that go to a process at once; long enough that neighbours in the schedule share their images.
@@ -190,6 +190,8 @@ def match_images(
         size = batch or (1 if matcher.model.device.type == "cpu" else 16)
         work = MatchPairs(features, matcher, verify, min_overlap, memory, size)
         count = kept
+        if progress is not None:
+            progress("match", kept, len(pairs))
         for results in (executor or SerialExecutor()).run(work, chunks):
             for pair in results:
                 if pair.found is None:
@@ -247,7 +249,8 @@ def _verified(
     options: VerifyOptions,
 ) -> Matched:
     keypoints = _full_size(features0), _full_size(features1)
-    verified = verify_pair(*keypoints, found, *records, options)
+    scale = max(pixel_scale(features0), pixel_scale(features1))
+    verified = verify_pair(*keypoints, found, *records, options, scale)
     return Matched(names, (len(features0), len(features1)), verified)
 
 

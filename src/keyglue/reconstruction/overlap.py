@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -43,10 +42,12 @@ def descriptor_overlap(descriptors0: Tensor, descriptors1: Tensor) -> int:
     if not len(descriptors0) or not len(descriptors1):
         return 0
     similarity = descriptors0 @ descriptors1.T
-    best, nearest0 = similarity.max(dim=1)
-    nearest1 = similarity.argmax(dim=0)
-    mutual = nearest1[nearest0] == torch.arange(len(descriptors0), device=descriptors0.device)
-    return int((mutual & (best > _SIMILAR)).sum())
+    # The place of a maximum takes ten times as long to find as its value: it is sought for similar ones alone.
+    similar = similarity[similarity.amax(dim=1) > _SIMILAR]
+    if not len(similar):
+        return 0
+    best, nearest = similar.max(dim=1)
+    return int((best == similarity.amax(dim=0)[nearest]).sum())
 
 
 def _strongest(features: Features) -> Tensor:

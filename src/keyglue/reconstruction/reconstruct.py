@@ -31,12 +31,13 @@ from keyglue.reconstruction.lock import locked
 from keyglue.reconstruction.match import match_images
 from keyglue.reconstruction.overlap import LEAST_OVERLAP
 from keyglue.reconstruction.pairs import Pairs
-from keyglue.reconstruction.refine import refine_model
+from keyglue.reconstruction.refine import RefineOptions, refine_model
 from keyglue.reconstruction.show import draw_model
 from keyglue.reconstruction.store import FeatureStore, MatchStore
-from keyglue.reconstruction.verify import VerifyOptions, import_pycolmap
+from keyglue.reconstruction.verify import VerifyOptions, import_pycolmap, pixel_scale
 
 Value = TypeVar("Value")
+_SAMPLE = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,14 +213,16 @@ def map_images(
     Raises:
         KeyglueError: No model came about.
     """
-    mark = output / "sparse" / "made_from"
+    mark, scale = output / "sparse" / "made_from", 1.0
     with FeatureStore(features) as described, MatchStore(matches) as matched:
         stamps = [described.digest(name) for name in names]
         key = digest(names, stamps, pairs.tolist(), matched.header, dataclasses.asdict(options))
         if not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
             write_database(output / "database.db", names, pairs, described, matched, options)
+            some = names[:: max(1, len(names) // _SAMPLE)]
+            scale = max(pixel_scale(described.load(name)) for name in some)
     if not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
-        for folder in build_model(output / "database.db", images, output / "sparse", options):
+        for folder in build_model(output / "database.db", images, output / "sparse", options, scale):
             if options.refine:
                 _refine(folder, images, features, options, progress)
         model = read_model(output)
@@ -235,8 +238,8 @@ def _refine(folder: Path, images: Path, features: Path, options: MapOptions, pro
     model = read_model(folder)
     with FeatureStore(features) as store:
         orientations = {image.name: store.record(image.name).orientation for image in model.images.values()}
-    keep = options.camera_params is not None
-    refine_model(model, images, orientations, keep_cameras=keep, progress=progress)
+    keep, settings = options.camera_params is not None, RefineOptions(principal_point=options.principal_point)
+    refine_model(model, images, orientations, settings, keep_cameras=keep, progress=progress)
     model.write_binary(folder)
 
 

@@ -1,69 +1,107 @@
-"""Keypoints of a model moved to where the photographs themselves agree: patches of a point's images laid over another.
+"""Keypoints of a model moved to where the photographs themselves agree, and points found in more photographs.
 
-For each 3D point one image is the reference, the one that looks at it most directly. The patch around its keypoint is
-registered to each other image by inverse compositional Gauss-Newton (Baker and Matthews, IJCV 2004) over an affine
-warp that starts from what poses and point predict, with brightness and contrast free. Where that ends near its start
-with patches that are alike, the keypoint moves there. Then the model is adjusted anew, with a robust loss.
+Round one: of each 3D point one image is the reference, the one that looks at it most directly; the patch around its
+keypoint is registered to each other image of the point, from what poses and point predict. Where the registration ends
+near its start with patches that are alike, the keypoint moves there, and the model is adjusted with a robust loss.
+Round two: keypoints that did not fit are tried again, against the nearest view that did; so are keypoints without a
+point that lie where the model sees one. Then the model is adjusted anew.
 
-Shapes: n observations, s samples of a patch. Frame: COLMAP's, in pixels of the picture as its file stores it.
+Shapes: n observations. Frame: COLMAP's, in pixels of the picture as its file stores it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from keyglue.images.coordinates import EXIF_UPRIGHT
-from keyglue.images.read import read_image
-from keyglue.images.resize import to_grayscale
+from keyglue.reconstruction.registration import LONGEST, Patches, Pictures, register
 from keyglue.reconstruction.verify import import_pycolmap
 
-_CHUNK = 16_384  # points whose patches are held at once
-_PICTURES = 128 << 20  # bytes of pictures that are kept
-_LARGEST_WARP = 0.5  # change of the affine warp beyond which a registration has gone astray
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
 _ADJUSTMENTS = 3
+_LIKE_DIRECTION = 0.5  # cosine of the largest angle to the mean direction that is tried
+_CELL = np.array([1, 1 << 32])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RefineOptions:
-    """Settings of the refinement.
+    """Settings of the refinement, in pixels of the pictures that are compared: 2000 on the longer side at most.
 
     Attributes:
-        radius: Half width of the patches in pixels.
+        radius: Half width of the patches.
         iterations: Number of steps of each registration.
-        max_shift: Keypoints move by no more than this many pixels.
         min_similarity: Smallest normalised cross-correlation of patches that are believed.
-        max_error: Observations with a larger reprojection error in pixels are dropped after the adjustment.
-        loss_scale: Errors in pixels from which on an observation loses weight.
+        max_shift: Keypoints move no farther than this.
+        max_deviation: Where a point has been refined, other keypoints of it come to lie no farther than this from
+            where the model sees it.
+        max_error: Observations with a larger reprojection error are dropped after the adjustment.
+        loss_scale: Errors from which on an observation loses weight.
+        principal_point: Whether the cameras' principal points are estimated too, in the last adjustment.
     """
 
-    radius: int = 9
+    radius: int = 12
     iterations: int = 12
-    max_shift: float = 3.0
     min_similarity: float = 0.9
+    max_shift: float = 3.0
+    max_deviation: float = 1.0
     max_error: float = 4.0
     loss_scale: float = 0.25
+    principal_point: bool = False
+
+    def enlarged(self, scale: float) -> RefineOptions:
+        """Return the settings in pixels of images that are larger than the pictures."""
+        lengths = ("max_shift", "max_deviation", "max_error", "loss_scale")
+        return dataclasses.replace(self, **{name: getattr(self, name) * scale for name in lengths})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Tracks:
-    """The observations of a model's points: (n,) arrays, and positions (n, 2)."""
+class _Views:
+    """Keypoints that see points, or may do so.
 
-    point: NDArray[np.int64]
-    image: NDArray[np.int64]
-    keypoint: NDArray[np.int64]
-    position: NDArray[np.float64]
-    reference: NDArray[np.int64]  # index of the observation that is its point's reference
-    warp: NDArray[np.float64]  # (n, 2, 2) from offsets in the reference image to offsets in this one
+    Attributes:
+        point: (n,) COLMAP's number of the point.
+        image: (n,) number of the image.
+        keypoint: (n,) index of the keypoint in it.
+        position: (n, 2) its place.
+        predicted: (n, 2) where the model sees the point.
+        ray: (n, 3) unit vector from the camera to the point.
+        tangent: (n, 2, 2) by how many pixels two unit steps on a plane at the point move it in the image.
+        settled: (n,) whether the keypoint has its final place.
+    """
+
+    point: Index
+    image: Index
+    keypoint: Index
+    position: Array
+    predicted: Array
+    ray: Array
+    tangent: Array
+    settled: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.point)
+
+
+class _Settled:
+    """Which keypoints have their final place."""
+
+    def __init__(self, model: Any) -> None:
+        self._of = {number: np.zeros(image.num_points2D(), dtype=bool) for number, image in model.images.items()}
+
+    def add(self, image: Index, keypoint: Index) -> None:
+        for number, index in zip(image.tolist(), keypoint.tolist(), strict=True):
+            self._of[number][index] = True
+
+    def among(self, image: Index, keypoint: Index) -> NDArray[np.bool_]:
+        pairs = zip(image.tolist(), keypoint.tolist(), strict=True)
+        return np.array([self._of[number][index] for number, index in pairs], dtype=bool)
 
 
 def refine_model(
@@ -83,7 +121,7 @@ def refine_model(
         orientations: EXIF orientation of each image.
         options: Settings.
         keep_cameras: Whether the cameras' parameters are known and stay as they are.
-        progress: Called with "refine", the number of points done and that of all.
+        progress: Called with "refine", the number of rounds done and that of all.
 
     Returns:
         The number of observations that were moved.
@@ -91,37 +129,217 @@ def refine_model(
     Raises:
         ImageError: An image cannot be read.
     """
-    chosen = options or RefineOptions()
-    if not model.num_points3D():
-        return 0
-    tracks = _read_tracks(model)
-    pictures = _Pictures(images, orientations, {number: image.name for number, image in model.images.items()})
-    others = np.flatnonzero(tracks.reference != np.arange(len(tracks.point)))
-    # Points of one reference image together, so that few pictures are needed at a time.
-    others = others[np.lexsort((tracks.point[others], tracks.image[tracks.reference[others]]))]
-    moved = 0
-    for start in range(0, len(others), _CHUNK):
-        part = others[start : start + _CHUNK]
-        position, good = _register(tracks, part, pictures, chosen)
-        for index, place in zip(part[good].tolist(), position[good], strict=True):
-            model.images[int(tracks.image[index])].points2D[int(tracks.keypoint[index])].xy = place
-        moved += int(good.sum())
+    longest = max((max(camera.width, camera.height) for camera in model.cameras.values()), default=1)
+    chosen = (options or RefineOptions()).enlarged(max(1.0, longest / LONGEST))
+    pictures = Pictures(images, orientations, {number: image.name for number, image in model.images.items()})
+    settled, moved = _Settled(model), 0
+    for done, work in enumerate((_first_round, _second_round), start=1):
+        if model.num_points3D():
+            moved += work(model, pictures, settled, chosen)
+            _adjust(model, chosen, keep_cameras, chosen.principal_point and work is _second_round)
         if progress is not None:
-            progress("refine", start + len(part), len(others))
-    _adjust(model, chosen, keep_cameras)
+            progress("refine", done, 2)
     return moved
 
 
-def _adjust(model: Any, options: RefineOptions, keep_cameras: bool) -> None:
+def _first_round(model: Any, pictures: Pictures, settled: _Settled, options: RefineOptions) -> int:
+    views = _views(model, _elements(model), settled)
+    towards = _mean_rays(views)
+    frontal = (views.ray * towards).sum(axis=1)
+    order = np.lexsort((-frontal, views.point))
+    _, first, group = np.unique(views.point[order], return_index=True, return_inverse=True)
+    reference = np.empty(len(views), dtype=np.int64)
+    reference[order] = order[first][group]
+    rows = np.flatnonzero(reference != np.arange(len(views)))
+    position, similarity = _register(views, rows, reference[rows], views.position[rows], pictures, options)
+    shift = np.linalg.norm(position - views.position[rows], axis=1)
+    good = (similarity >= options.min_similarity) & (shift <= options.max_shift)
+    moved, anchors = rows[good], np.unique(reference[rows[good]])
+    _move(model, views, moved, position[good])
+    for part in (moved, anchors):
+        settled.add(views.image[part], views.keypoint[part])
+    return len(moved)
+
+
+def _second_round(model: Any, pictures: Pictures, settled: _Settled, options: RefineOptions) -> int:
+    known = _elements(model)
+    views = _views(model, np.concatenate([known, _unused_keypoints(model, known, settled, options)]), settled)
+    rows, reference = _nearest_settled(views)
+    position, similarity = _register(views, rows, reference, views.predicted[rows], pictures, options)
+    good = (
+        (similarity >= options.min_similarity)
+        & (np.linalg.norm(position - views.predicted[rows], axis=1) <= options.max_deviation)
+        & (np.linalg.norm(position - views.position[rows], axis=1) <= options.max_shift)
+    )
+    moved = rows[good]
+    _move(model, views, moved, position[good])
+    pycolmap = import_pycolmap()
+    for row in moved[moved >= len(known)].tolist():
+        element = pycolmap.TrackElement(int(views.image[row]), int(views.keypoint[row]))
+        model.add_observation(int(views.point[row]), element)
+    return len(moved)
+
+
+def _move(model: Any, views: _Views, rows: Index, position: Array) -> None:
+    for row, place in zip(rows.tolist(), position, strict=True):
+        model.images[int(views.image[row])].points2D[int(views.keypoint[row])].xy = place
+
+
+def _register(
+    views: _Views, rows: Index, reference: Index, start: Array, pictures: Pictures, options: RefineOptions
+) -> tuple[Array, Array]:
+    """Register the patches of ``reference`` in the images of ``rows``."""
+    warp = views.tangent[rows] @ np.linalg.pinv(views.tangent[reference])
+    patches = Patches(views.image[reference], views.position[reference], views.image[rows], start, warp)
+    return register(patches, pictures, options.radius, options.iterations)
+
+
+def _nearest_settled(views: _Views) -> tuple[Index, Index]:
+    """Return the views that are not settled but whose point has settled ones, and of those the nearest in direction."""
+    anchors = np.flatnonzero(views.settled)
+    anchors = anchors[np.argsort(views.point[anchors], kind="stable")]
+    rows = np.flatnonzero(~views.settled)
+    start = np.searchsorted(views.point[anchors], views.point[rows])
+    count = np.searchsorted(views.point[anchors], views.point[rows], side="right") - start
+    rows, start, count = (values[count > 0] for values in (rows, start, count))
+    if not len(rows):
+        return rows, rows
+    left = np.repeat(np.arange(len(rows)), count)
+    right = anchors[np.arange(len(left)) + np.repeat(start - np.cumsum(count) + count, count)]
+    likeness = (views.ray[rows[left]] * views.ray[right]).sum(axis=1)
+    best = np.lexsort((-likeness, left))[np.cumsum(count) - count]
+    return rows, right[best]
+
+
+def _elements(model: Any) -> Index:
+    """Return point, image and keypoint (n, 3) of all that the model's tracks hold."""
+    elements = [
+        (number, element.image_id, element.point2D_idx)
+        for number, point in model.points3D.items()
+        for element in point.track.elements
+    ]
+    return np.array(elements, dtype=np.int64).reshape(-1, 3)
+
+
+def _unused_keypoints(model: Any, known: Index, settled: _Settled, options: RefineOptions) -> Index:
+    """Return point, image and keypoint (m, 3) where a keypoint without a point lies close to where a point is seen.
+
+    Points are those that two settled keypoints see at least, in images that look at them from a like direction.
+    """
+    numbers, index, count = np.unique(
+        known[settled.among(known[:, 1], known[:, 2]), 0], return_inverse=True, return_counts=True
+    )
+    views = _views(model, known[settled.among(known[:, 1], known[:, 2])], settled)
+    towards = np.zeros((len(numbers), 3))
+    towards[index] = _mean_rays(views)
+    numbers, towards = numbers[count > 1], towards[count > 1]
+    places = np.array([model.points3D[number].xyz for number in numbers.tolist()]).reshape(-1, 3)
+    found: list[tuple[float, int, int, int]] = []
+    for image in model.reg_image_ids():
+        item = model.images[image]
+        points2D = item.points2D
+        free = np.array([k for k, point in enumerate(points2D) if not point.has_point3D()], dtype=np.int64)
+        used = [point.point3D_id for point in points2D if point.has_point3D()]
+        if not len(free):
+            continue
+        pose, camera = item.cam_from_world().matrix(), model.cameras[item.camera_id]
+        seen = places @ pose[:, :3].T + pose[:, 3]
+        likeness = (seen @ pose[:, :3] * towards).sum(axis=1) / np.maximum(np.linalg.norm(seen, axis=1), 1e-12)
+        rows = np.flatnonzero((seen[:, 2] > 0) & (likeness > _LIKE_DIRECTION) & ~np.isin(numbers, used))
+        predicted = camera.img_from_cam(seen[rows], check_cheirality=False)
+        nearest, distance = nearest_within(
+            predicted, np.array([points2D[k].xy for k in free.tolist()]), options.max_shift
+        )
+        near = np.flatnonzero(nearest >= 0)
+        wanted = zip(distance[near], free[nearest[near]].tolist(), numbers[rows[near]].tolist(), strict=True)
+        found.extend((length, image, keypoint, number) for length, keypoint, number in wanted)
+    # A keypoint goes to the nearest of the points that want it.
+    best: dict[tuple[int, int], int] = {}
+    for _, image, keypoint, number in sorted(found):
+        best.setdefault((image, keypoint), number)
+    return np.array([(number, *where) for where, number in best.items()], dtype=np.int64).reshape(-1, 3)
+
+
+def nearest_within(places: Array, others: Array, reach: float) -> tuple[Index, Array]:
+    """Return for each place (m, 2) the nearest of the others (k, 2) no farther than ``reach``, and its distance.
+
+    Returns:
+        Indices (m,), -1 where there is none, and distances (m,).
+    """
+    nearest, distance = np.full(len(places), -1, dtype=np.int64), np.full(len(places), float(reach))
+    cells = np.floor(others / reach).astype(np.int64) @ _CELL
+    order = np.argsort(cells, kind="stable")
+    cells = cells[order]
+    own = np.floor(places / reach).astype(np.int64)
+    for dx in (-1, 0, 1):
+        for dy in (-1, 0, 1):
+            wanted = (own + np.array([dx, dy])) @ _CELL
+            start, stop = np.searchsorted(cells, wanted), np.searchsorted(cells, wanted, side="right")
+            for step in range(int((stop - start).max(initial=0))):
+                rows = np.flatnonzero(start + step < stop)
+                candidates = order[start[rows] + step]
+                length = np.linalg.norm(others[candidates] - places[rows], axis=1)
+                closer = length <= distance[rows]
+                nearest[rows[closer]], distance[rows[closer]] = candidates[closer], length[closer]
+    return nearest, distance
+
+
+def _views(model: Any, elements: Index, settled: _Settled) -> _Views:
+    """Return views of points, images and keypoints (n, 3)."""
+    point, image, keypoint = elements.T
+    position, predicted = np.zeros((2, len(point), 2))
+    ray, slopes = np.zeros((len(point), 3)), np.zeros((len(point), 2, 3))
+    numbers, index = np.unique(point, return_inverse=True)
+    places = np.array([model.points3D[number].xyz for number in numbers.tolist()]).reshape(-1, 3)[index]
+    for number in np.unique(image).tolist():
+        rows = np.flatnonzero(image == number)
+        item = model.images[number]
+        camera, pose = model.cameras[item.camera_id], item.cam_from_world().matrix()
+        position[rows] = np.array([item.points2D[k].xy for k in keypoint[rows].tolist()])
+        seen = places[rows] @ pose[:, :3].T + pose[:, 3]
+        predicted[rows] = camera.img_from_cam(seen, check_cheirality=False)
+        ray[rows] = seen @ pose[:, :3]
+        # Derivative of focal length times (x / z, y / z); lens distortion bends so small a patch too little to matter.
+        slope = (pose[None, :2, :3] - (seen[:, :2] / seen[:, 2:])[:, :, None] * pose[2, :3]) / seen[:, 2, None, None]
+        slopes[rows] = camera.mean_focal_length() * slope
+    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
+    views = _Views(
+        point, image, keypoint, position, predicted, ray, np.zeros((0, 2, 2)), settled.among(image, keypoint)
+    )
+    return dataclasses.replace(views, tangent=slopes @ _plane(views))
+
+
+def _plane(views: _Views) -> Array:
+    """Return two unit steps (n, 3, 2) along the plane at each view's point that faces the mean of its rays."""
+    normal = _mean_rays(views)
+    helper = np.eye(3)[np.abs(normal).argmin(axis=1)]
+    first: Array = np.cross(normal, helper)
+    first /= np.maximum(np.linalg.norm(first, axis=1, keepdims=True), 1e-12)
+    second: Array = np.cross(normal, first)
+    return np.stack([first, second], axis=2)
+
+
+def _mean_rays(views: _Views) -> Array:
+    """Return the mean direction (n, 3) in which the images look at each view's point."""
+    _, group = np.unique(views.point, return_inverse=True)
+    sums = np.zeros((group.max(initial=-1) + 1, 3))
+    np.add.at(sums, group, views.ray)
+    return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12))[group]
+
+
+def _adjust(model: Any, options: RefineOptions, keep_cameras: bool, principal_point: bool = False) -> None:
     """Adjust poses, points and cameras with a robust loss, and drop what does not fit."""
     pycolmap = import_pycolmap()
     settings = pycolmap.BundleAdjustmentOptions()
     settings.refine_focal_length = settings.refine_extra_params = not keep_cameras
+    settings.refine_principal_point = principal_point and not keep_cameras
     settings.print_summary = False
     # Keypoints that were not moved are several times less exact than those that were.
     settings.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     settings.ceres.loss_function_scale = options.loss_scale
     settings.ceres.auto_select_solver_type = True
+    # COLMAP's own value, zero, takes three times as long for the last thousandth of a degree.
+    settings.ceres.solver_options.function_tolerance = 1e-6
     config = pycolmap.BundleAdjustmentConfig()
     for number in model.reg_image_ids():
         config.add_image(number)
@@ -132,184 +350,3 @@ def _adjust(model: Any, options: RefineOptions, keep_cameras: bool) -> None:
         pycolmap.create_default_bundle_adjuster(settings, config, model).solve()
         manager.filter_all_points3D(options.max_error, smallest_angle)
     model.update_point_3d_errors()
-
-
-def _read_tracks(model: Any) -> _Tracks:
-    points = list(model.points3D.values())
-    rows = [
-        (index, element.image_id, element.point2D_idx)
-        for index, point in enumerate(points)
-        for element in point.track.elements
-    ]
-    point, image, keypoint = np.array(rows, dtype=np.int64).T
-    poses = {number: item.cam_from_world().matrix() for number, item in model.images.items() if item.has_pose}
-    focal = {number: model.cameras[model.images[number].camera_id].mean_focal_length() for number in poses}
-    position = np.array(
-        [model.images[i].points2D[k].xy for i, k in zip(image.tolist(), keypoint.tolist(), strict=True)]
-    )
-    places = np.array([item.xyz for item in points])
-    pose = np.array([poses[number] for number in image.tolist()])
-    ray = places[point] + np.einsum("nji,nj->ni", pose[:, :, :3], pose[:, :, 3])  # from the camera to the point
-    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
-    towards = np.zeros_like(places)
-    np.add.at(towards, point, ray)
-    towards /= np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), 1e-12)
-    frontal = (ray * towards[point]).sum(axis=1)
-    order = np.lexsort((-frontal, point))
-    reference = order[np.unique(point[order], return_index=True)[1]][point]
-    lengths = np.array([focal[number] for number in image.tolist()])
-    tangent = _tangent_images(places[point], pose, towards[point], lengths)
-    return _Tracks(point, image, keypoint, position, reference, tangent @ np.linalg.pinv(tangent[reference]))
-
-
-def _tangent_images(
-    places: NDArray[np.float64], pose: NDArray[np.float64], normal: NDArray[np.float64], focal: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return (n, 2, 2) how far two unit steps along a plane at each point move its image, in pixels.
-
-    The plane faces the mean of the viewing directions. Lens distortion bends so small a patch too little to matter.
-    """
-    helper = np.eye(3)[np.abs(normal).argmin(axis=1)]
-    first = np.cross(normal, helper)
-    first /= np.maximum(np.linalg.norm(first, axis=1, keepdims=True), 1e-12)
-    steps = np.stack([first, np.cross(normal, first)], axis=2)
-    seen = np.einsum("nij,nj->ni", pose[:, :, :3], places) + pose[:, :, 3]
-    moved = pose[:, :, :3] @ steps
-    # Derivative of (x / z, y / z) along the steps.
-    slope = moved[:, :2] - seen[:, :2, None] / seen[:, 2, None, None] * moved[:, 2:]
-    return focal[:, None, None] * slope / seen[:, 2, None, None]
-
-
-def _register(
-    tracks: _Tracks, part: NDArray[np.int64], pictures: _Pictures, options: RefineOptions
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return new positions (n, 2) of some observations and whether (n,) they are to be believed."""
-    reach = torch.arange(-options.radius, options.radius + 1, dtype=torch.float32)
-    offsets = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), dim=-1).flatten(0, 1)  # (s, 2)
-    weight = torch.exp(-3 * (offsets / (options.radius + 1)).square().sum(dim=1))
-    template = torch.zeros(len(part), 3, len(offsets))  # brightness and its slopes along x and y
-    reference = tracks.reference[part]
-    for image, rows in _by_image(tracks.image[reference]):
-        centres = torch.from_numpy(tracks.position[reference[rows]]).float()
-        samples = centres[:, None] + offsets
-        picture = pictures.take(image)
-        half = torch.tensor([[0.5, 0.0], [0.0, 0.5]])
-        slopes = [_sample(picture, samples + step) - _sample(picture, samples - step) for step in half]
-        template[rows] = torch.stack([_sample(picture, samples), *slopes], dim=1)
-    position, good = torch.from_numpy(tracks.position[part]).clone(), torch.zeros(len(part), dtype=torch.bool)
-    for image, rows in _by_image(tracks.image[part]):
-        start = torch.from_numpy(tracks.position[part[rows]]).float()
-        warp = torch.from_numpy(tracks.warp[part[rows]]).float()
-        shift, similarity, change = _align(
-            pictures.take(image), template[rows], start, warp, offsets, weight, options.iterations
-        )
-        fine = (similarity >= options.min_similarity) & (shift.norm(dim=1) <= options.max_shift)
-        good[rows] = fine & (change <= _LARGEST_WARP) & shift.isfinite().all(dim=1)
-        position[rows] += shift.double()
-    return position.numpy(), good.numpy()
-
-
-def _align(
-    picture: Tensor, template: Tensor, start: Tensor, warp: Tensor, offsets: Tensor, weight: Tensor, iterations: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Register patches to one picture.
-
-    Args:
-        picture: (h, w).
-        template: (n, 3, s) brightness of the reference patch and its slopes.
-        start: (n, 2) where the patches are expected.
-        warp: (n, 2, 2) expected warp of the offsets.
-        offsets: (s, 2) places of the samples.
-        weight: (s,) weights of the samples.
-        iterations: Number of steps.
-
-    Returns:
-        Shift (n, 2) in pixels, similarity (n,), and largest change (n,) of the warp.
-    """
-    radius = offsets.max()
-    wanted, deviation = _standardised(template[:, 0], weight)
-    slopes = template[:, 1:].transpose(1, 2) / deviation[..., None]  # (n, s, 2)
-    scaled = offsets / radius
-    columns = [slopes, slopes[..., :1] * scaled, slopes[..., 1:] * scaled]
-    steepest = torch.cat(columns, dim=-1)  # (n, s, 6): shift, then rows of the linear part
-    weighted = steepest * weight[:, None]
-    hessian = weighted.transpose(1, 2) @ steepest
-    ridge = 1e-3 * hessian.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=1e-9)
-    inverse = torch.linalg.pinv(hessian + ridge[:, None, None] * torch.eye(6), hermitian=True)
-    shift = torch.zeros(len(start), 2)
-    linear = torch.eye(2).repeat(len(start), 1, 1)
-    for _ in range(iterations):
-        found, _ = _standardised(_sample(picture, _places(start, warp, linear, shift, offsets)), weight)
-        step = (inverse @ (weighted.transpose(1, 2) @ (found - wanted)[..., None]))[..., 0]
-        step = step.nan_to_num().clamp(-2, 2)
-        change = step[:, 2:].unflatten(1, (2, 2)).clamp(-0.3, 0.3) / radius
-        # The step warps the reference patch; its inverse is put before the warp so far.
-        undo = torch.linalg.inv(torch.eye(2) + change)
-        linear = linear @ undo
-        shift = shift - (linear @ step[:, :2, None])[..., 0]
-    found, _ = _standardised(_sample(picture, _places(start, warp, linear, shift, offsets)), weight)
-    similarity = (found * wanted * weight).sum(dim=1) / weight.sum()
-    return (warp @ shift[..., None])[..., 0], similarity, (linear - torch.eye(2)).abs().amax(dim=(1, 2))
-
-
-def _places(start: Tensor, warp: Tensor, linear: Tensor, shift: Tensor, offsets: Tensor) -> Tensor:
-    """Return (n, s, 2) where the samples of each patch lie in the picture."""
-    moved = offsets @ linear.transpose(1, 2) + shift[:, None]
-    return start[:, None] + moved @ warp.transpose(1, 2)
-
-
-def _standardised(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (n, s) values of mean zero and deviation one, and their deviation (n, 1)."""
-    total = weight.sum()
-    centred = values - (values * weight).sum(dim=1, keepdim=True) / total
-    deviation = ((centred.square() * weight).sum(dim=1, keepdim=True) / total).sqrt().clamp(min=1e-3)
-    return centred / deviation, deviation
-
-
-def _sample(picture: Tensor, places: Tensor) -> Tensor:
-    """Return (n, s) brightness at places (n, s, 2) in COLMAP's frame; outside, that of the edge."""
-    height, width = picture.shape
-    grid = places / torch.tensor([width, height]) * 2 - 1
-    return F.grid_sample(picture[None, None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[
-        0, 0
-    ]
-
-
-def _by_image(images: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
-    """Return each image with the rows that belong to it."""
-    order = np.argsort(images, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(images[order]) != 0]) if len(order) else []
-    return [(int(images[rows[0]]), rows) for rows in np.split(order, starts[1:])] if len(order) else []
-
-
-class _Pictures:
-    """Gray pictures as their files store them, a little smoothed, the last used ones kept."""
-
-    def __init__(self, folder: Path, orientations: Mapping[str, int], names: Mapping[int, str]) -> None:
-        self._folder, self._orientations, self._names = folder, orientations, names
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
-
-    def take(self, image: int) -> Tensor:
-        if image not in self._kept:
-            name = self._names[image]
-            self._kept[image] = _smooth(_stored(read_image(self._folder / name), self._orientations[name]))
-        self._kept.move_to_end(image)
-        while len(self._kept) > 1 and sum(picture.nbytes for picture in self._kept.values()) > _PICTURES:
-            self._kept.popitem(last=False)
-        return self._kept[image]
-
-
-def _stored(upright: Tensor, orientation: int) -> Tensor:
-    """Return an upright image (C, h, w) as its file stores it, gray, (h, w)."""
-    swap, flip_y, flip_x = EXIF_UPRIGHT.get(orientation, (False, False, False))
-    gray = to_grayscale(upright)[0]
-    gray = gray.flip([axis for axis, wanted in ((0, flip_y), (1, flip_x)) if wanted])
-    return gray.T if swap else gray
-
-
-def _smooth(picture: Tensor) -> Tensor:
-    """Return a picture filtered by a Gaussian of 0.8 pixels, so that it may be interpolated and its slopes are calm."""
-    kernel = torch.exp(-torch.arange(-2, 3).float().square() / (2 * 0.8**2))
-    kernel = kernel / kernel.sum()
-    padded = F.pad(picture[None, None], (2, 2, 2, 2), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))[0, 0].contiguous()

@@ -3,12 +3,16 @@
 The vector is a VLAD (Jégou et al., CVPR 2010) with intra-normalisation (Arandjelović and Zisserman, CVPR 2013): for
 each word c of a codebook the sum of (x - c) / |x - c| over the descriptors x nearest to it, each sum brought to length
 one, signed square roots, centred, reduced by PCA. Codebook and PCA come from the images themselves: nothing is loaded.
+
+The order of the nearest ones comes from all of them together: what resembles the images that an image resembles most is
+more likely to show the same place than what resembles that one image alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,7 +23,7 @@ from torch.nn.functional import normalize
 
 from keyglue.base.errors import InputError
 from keyglue.reconstruction.overlap import STRONGEST, descriptor_overlap
-from keyglue.reconstruction.pairs import neighbour_pairs, schedule
+from keyglue.reconstruction.pairs import Pairs
 from keyglue.reconstruction.store import FeatureStore
 
 Vectors = NDArray[np.float32]
@@ -28,6 +32,11 @@ _TRAINING_IMAGES = 2048
 _TRAINING_DESCRIPTORS = 131_072
 _DESCRIPTORS_PER_WORD = 50
 _ROUNDS = 12
+_BATCH = 64  # images whose vectors are reduced at once, because the axes are larger than the processor's cache
+# Most similar images of each that speak for others. Chosen, as RetrievalOptions.keypoints, on a walk around a building.
+LINKS = 10
+# Overlap scores up to this are those of unrelated images.
+_NOISE = 4.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +51,8 @@ class RetrievalOptions:
     """
 
     words: int = 128
-    keypoints: int = 1024
-    dimensions: int = 1024
+    keypoints: int = 2048
+    dimensions: int = 512
     seed: int = 0
 
 
@@ -76,12 +85,14 @@ def image_vectors(
     mean, axes = _principal_axes(known, chosen.dimensions)
     del known
     vectors = np.zeros((len(names), axes.shape[1]), dtype=np.float32)
-    for index, name in enumerate(names):
-        found = _aggregate(_descriptors(store, name, chosen), codebook)
-        if found.any():
-            vectors[index] = normalize((found - mean) @ axes, dim=0).numpy()
+    for start in range(0, len(names), _BATCH):
+        batch = torch.stack(
+            [_aggregate(_descriptors(store, name, chosen), codebook) for name in names[start : start + _BATCH]]
+        )
+        reduced = normalize((batch - mean) @ axes, dim=1) * batch.any(dim=1, keepdim=True)
+        vectors[start : start + len(batch)] = reduced.numpy()
         if progress is not None:
-            progress("describe images", index + 1, len(names))
+            progress("describe images", start + len(batch), len(names))
     return vectors
 
 
@@ -114,51 +125,90 @@ def nearest_images(vectors: Vectors, count: int, *, block: int = 2048) -> NDArra
     return found
 
 
-def rerank(
+def vector_similarities(vectors: Vectors, pairs: Pairs) -> NDArray[np.float32]:
+    """Return how similar the vectors of each pair are, (P,), 0 to 1; negative similarities count as none."""
+    found = np.empty(len(pairs), dtype=np.float32)
+    for start in range(0, len(pairs), 1 << 14):
+        first, second = pairs[start : start + (1 << 14)].T
+        found[start : start + len(first)] = np.einsum("pd,pd->p", vectors[first], vectors[second])
+    return found.clip(0, 1)
+
+
+def pair_overlaps(
     store: FeatureStore,
     names: Sequence[str],
-    neighbours: NDArray[np.int64],
-    count: int,
+    pairs: Pairs,
     *,
     memory: int = 1 << 30,
     progress: Callable[[str, int, int], None] | None = None,
-) -> NDArray[np.int64]:
-    """Return for each image the ``count`` of its candidates with the largest ``overlap_score``, best first.
+) -> NDArray[np.float32]:
+    """Return by how much the ``overlap_score`` of each pair is above that of unrelated images, (P,).
 
     Args:
         store: Features of the images.
         names: The images.
-        neighbours: (n, k) candidates from ``nearest_images``; among equals the earlier one wins.
-        count: Number of neighbours to keep.
+        pairs: (P, 2) indices into the names, in the order of ``schedule`` so that each image is read once or few times.
         memory: Bytes of descriptors that are kept in memory.
         progress: Called with "compare images", the number of pairs done and that of all.
     """
-    pairs = neighbour_pairs(neighbours)
-    capacity = max(2, memory // max(1, _descriptor_bytes(store, names)))
 
-    @functools.lru_cache(maxsize=capacity)
+    @functools.lru_cache(maxsize=descriptor_capacity(store, names, memory))
     def strongest(index: int) -> Tensor:
-        return normalize(torch.from_numpy(store.descriptors(names[index], STRONGEST).astype(np.float32)), dim=1)
+        return normalize(torch.from_numpy(store.descriptors(names[index], STRONGEST)).float(), dim=1)
 
-    scores: dict[tuple[int, int], int] = {}
-    for done, (first, second) in enumerate(schedule(pairs, len(names), capacity).tolist(), start=1):
-        scores[first, second] = descriptor_overlap(strongest(first), strongest(second))
+    found = np.empty(len(pairs), dtype=np.float32)
+    for done, (first, second) in enumerate(pairs.tolist()):
+        found[done] = descriptor_overlap(strongest(first), strongest(second))
         if progress is not None:
-            progress("compare images", done, len(pairs))
-    found = np.zeros((len(neighbours), min(count, neighbours.shape[1])), dtype=np.int64)
-    for image, candidates in enumerate(neighbours.tolist()):
-        ranked = sorted(candidates, key=lambda other: -scores[min(image, other), max(image, other)])
-        found[image] = ranked[: found.shape[1]]
+            progress("compare images", done + 1, len(pairs))
+    return (found - _NOISE).clip(0)
+
+
+def descriptor_capacity(store: FeatureStore, names: Sequence[str], memory: int = 1 << 30) -> int:
+    """Return of how many images the strongest descriptors fit into memory, judged by the first image."""
+    return max(2, memory // max(1, store.descriptors(names[0], STRONGEST).size * 4))
+
+
+def best_connected(pairs: Pairs, weights: NDArray[np.float32], total: int, count: int) -> NDArray[np.int64]:
+    """Return for each image the others that are most like it and like those that it is most like, best first.
+
+    With a_ij the weights of the ``LINKS`` heaviest pairs of image i, brought to the sum one, image j gets the score
+    a_ij + sum over k of a_ik a_kj. Images without a score follow in the order of their weights.
+
+    Args:
+        pairs: (P, 2) pairs of images.
+        weights: (P,) how much alike they are, not negative.
+        total: Number of images.
+        count: Number of others for each image.
+
+    Returns:
+        (total, min(count, total - 1)), -1 where there are no more.
+    """
+    images, others = np.concatenate([pairs, pairs[:, ::-1]]).T
+    values = np.concatenate([weights, weights])
+    order = np.lexsort((others, -values, images))
+    starts = np.searchsorted(images[order], np.arange(total + 1))
+    others, values = others[order], values[order].astype(np.float64)
+    links = [slice(start, min(start + LINKS, stop)) for start, stop in itertools.pairwise(starts.tolist())]
+    for link in links:
+        values[link] /= max(float(values[link].sum()), 1e-9)
+    found = np.full((total, max(0, min(count, total - 1))), -1, dtype=np.int64)
+    for image, link in enumerate(links):
+        near = others[link].tolist()
+        steps = [(links[other], weight) for other, weight in zip(near, values[link].tolist(), strict=True)]
+        rest = others[link.stop : starts[image + 1]]
+        candidates = np.concatenate([others[link], *[others[step] for step, _ in steps], rest])
+        scores = np.concatenate([values[link], *[weight * values[step] for step, weight in steps], np.zeros(len(rest))])
+        names, first, place = np.unique(candidates, return_index=True, return_inverse=True)
+        sums = np.bincount(place, scores, minlength=len(names))
+        ranked = names[np.lexsort((first, -sums))]
+        ranked = ranked[ranked != image][: found.shape[1]]
+        found[image, : len(ranked)] = ranked
     return found
 
 
-def _descriptor_bytes(store: FeatureStore, names: Sequence[str]) -> int:
-    """Return the memory that the strongest descriptors of an image take, judged by the first image."""
-    return store.descriptors(names[0], STRONGEST).size * 4
-
-
 def _descriptors(store: FeatureStore, name: str, options: RetrievalOptions) -> Tensor:
-    return torch.from_numpy(store.descriptors(name, options.keypoints).astype(np.float32))
+    return torch.from_numpy(store.descriptors(name, options.keypoints)).float()
 
 
 def _sample(total: int, most: int, generator: torch.Generator) -> list[int]:

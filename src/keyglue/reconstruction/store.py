@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ class FeatureStore(Container):
         group = self.group(name)
         with self.reading(name):
             arrays = {key: np.asarray(group[key]) for key in group}
+            self.count_bytes(sum(array.nbytes for array in arrays.values()))
             note = self._note(group)
             if "features" in note and note["features"] != _digest(arrays):
                 raise StoreError(f"{self.path} is damaged at {name}: its content has changed. Delete the file.")
@@ -99,7 +100,9 @@ class FeatureStore(Container):
             order = slice(None)
             if "scores" in group:
                 order = np.argsort(-np.asarray(group["scores"], dtype=np.float32), kind="stable")[:most]
-            return np.asarray(group["descriptors"])[:, order][:, :most].T.astype(np.float16)
+            found = np.asarray(group["descriptors"])
+            self.count_bytes(found.nbytes)
+            return found[:, order][:, :most].T.astype(np.float16)
 
     def memory(self, name: str) -> int:
         """Return about how many bytes an image's features take in memory."""
@@ -154,11 +157,16 @@ class PairMatches:
 class MatchStore(Container):
     """Matches of many pairs in one HDF5 file."""
 
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Yield the pairs, names as the images have them."""
+    def pairs(self, names: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+        """Yield the pairs, names as the images have them.
+
+        Args:
+            names: The images; a store of other code has "-" for "/", and only they say which.
+        """
+        known = {name.replace("/", "-"): name for name in names}
         for name, group in self.groups("matches0"):
-            names = self._note(group, name).get("names") or name.split("/")
-            yield names[0], names[1]
+            first, second = self._note(group, name).get("names") or name.split("/")
+            yield known.get(first, first), known.get(second, second)
 
     def stamp(self, name0: str, name1: str) -> tuple[str, str] | None:
         """Return the digests of the features that a pair's matches were made from, None where there are none."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +27,8 @@ def describe_tiled(matcher: Matcher, pixels: Tensor, mask: Tensor | None, max_ti
 
     Each keypoint comes from the tile in whose middle it lies, so none is found twice. The whole image's keypoints are
     the same but for rounding; descriptors are nearly so, because SuperPoint samples its map a little further out the
-    larger the image (up to half a cell), and in a tile it does not.
+    larger the image (up to half a cell), and in a tile it does not. Those of several tiles come as float16 on the CPU:
+    a large image can have a million keypoints, and a store keeps no more than that.
 
     Args:
         matcher: Describes the tiles.
@@ -45,8 +49,7 @@ def describe_tiled(matcher: Matcher, pixels: Tensor, mask: Tensor | None, max_ti
     ]
     if len(parts) == 1:
         return parts[0]
-    most = getattr(matcher.model.keypoint_detector.config, "max_keypoints", -1)
-    return _strongest(_joined(parts, (height, width)), most)
+    return _strongest(parts, getattr(matcher.model.keypoint_detector.config, "max_keypoints", -1))
 
 
 def _spans(length: int, max_tile: int) -> Iterator[tuple[int, int, int, int]]:
@@ -72,13 +75,16 @@ def _describe_tile(
     tile = matcher.processor.steps(do_resize=False).apply(pixels[:, window[0], window[1]], "channels_first")
     wanted = None if mask is None else mask[window]
     features = matcher.model.extract(tile.to(matcher.model.device), mask=wanted)
-    points = features.keypoints + torch.tensor([columns[0], rows[0]], device=features.device)
+    if tile.shape[1:] == pixels.shape[1:]:
+        return features
+    features = features.to("cpu")
+    points = features.keypoints + torch.tensor([columns[0], rows[0]])
     x, y = points.unbind(dim=1)
     # Half a pixel, because a pixel reaches that far around its centre.
     inside = (x >= columns[2] - 0.5) & (x < columns[3] - 0.5) & (y >= rows[2] - 0.5) & (y < rows[3] - 0.5)
     moved = Features(
         keypoints=points,
-        descriptors=features.descriptors,
+        descriptors=features.descriptors.half(),
         image_size=(pixels.shape[1], pixels.shape[2]),
         keypoint_scores=features.keypoint_scores,
         scales=features.scales,
@@ -88,25 +94,26 @@ def _describe_tile(
     return moved.select(inside)
 
 
-def _joined(parts: list[Features], size: tuple[int, int]) -> Features:
-    def cat(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values)
+def _strongest(parts: list[Features], most: int) -> Features:
+    """Return the ``most`` best keypoints of all tiles, best first; all of them where ``most`` is negative."""
+    starts = [0, *itertools.accumulate(len(part) for part in parts)]
+    order = torch.arange(starts[-1])
+    if parts[0].keypoint_scores is not None:
+        scores = torch.cat([part.keypoint_scores for part in parts if part.keypoint_scores is not None])
+        order = torch.argsort(scores, descending=True, stable=True)
+        order = order if most < 0 else order[:most]
+    tile = torch.bucketize(order, torch.tensor(starts[1:]), right=True)
 
-    return Features(
-        keypoints=torch.cat([part.keypoints for part in parts]),
-        descriptors=torch.cat([part.descriptors for part in parts]),
-        image_size=size,
-        keypoint_scores=cat("keypoint_scores"),
-        scales=cat("scales"),
-        orientations=cat("orientations"),
-        detector=parts[0].detector,
-    )
+    def gathered(name: str) -> Any:
+        """Return a tensor of all tiles in the new order, without a second copy on the way."""
+        first = getattr(parts[0], name)
+        if first is None:
+            return None
+        values = first.new_empty(len(order), *first.shape[1:])
+        for number, part in enumerate(parts):
+            places = (tile == number).nonzero().squeeze(1)
+            values[places] = getattr(part, name)[order[places] - starts[number]]
+        return values
 
-
-def _strongest(features: Features, most: int) -> Features:
-    """Return the ``most`` best keypoints, best first; all of them where ``most`` is negative."""
-    if features.keypoint_scores is None:
-        return features
-    order = torch.argsort(features.keypoint_scores, descending=True, stable=True)
-    return features.select(order if most < 0 else order[:most])
+    names = ("keypoints", "descriptors", "keypoint_scores", "scales", "orientations")
+    return dataclasses.replace(parts[0], **{name: gathered(name) for name in names})

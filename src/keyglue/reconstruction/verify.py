@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keyglue.base.errors import MissingDependencyError
+from keyglue.base.types import Features
 from keyglue.images.coordinates import to_colmap, to_stored_frame
 from keyglue.reconstruction.record import ImageRecord
 from keyglue.reconstruction.store import PairMatches
@@ -25,13 +26,17 @@ class VerifyOptions:
     """Settings of the geometric verification.
 
     Attributes:
-        max_error: Largest epipolar error of an inlier, in pixels of the full image.
+        max_error: Largest epipolar error of an inlier, in pixels of the images as the model saw them (of the full
+            images where those are smaller).
         min_inliers: Pairs with fewer inliers have no geometry.
+        max_trials: Most samples that are tried. Hopeless pairs are the ones that take so many: with COLMAP's own 10,000
+            they take longer to verify than to match.
         seed: Start of the random numbers.
     """
 
     max_error: float = 4.0
     min_inliers: int = 15
+    max_trials: int = 2000
     seed: int = 0
 
 
@@ -67,6 +72,16 @@ def colmap_keypoints(keypoints: NDArray[np.float32], record: ImageRecord) -> NDA
     return to_colmap(to_stored_frame(keypoints, record.orientation, record.size))
 
 
+def pixel_scale(features: Features) -> float:
+    """Return how many pixels of the full image go into one of what the model saw, 1 at the least.
+
+    Keypoints of a large photograph are no more exact than the pixels of its smaller copy that they were found in.
+    """
+    if features.original_size is None:
+        return 1.0
+    return max(1.0, max(features.original_size) / max(features.image_size))
+
+
 def verify_pair(
     keypoints0: NDArray[np.float32],
     keypoints1: NDArray[np.float32],
@@ -74,6 +89,7 @@ def verify_pair(
     record0: ImageRecord,
     record1: ImageRecord,
     options: VerifyOptions,
+    pixel_scale: float = 1.0,
 ) -> PairMatches:
     """Return matches with their inliers and two-view geometry.
 
@@ -84,6 +100,7 @@ def verify_pair(
         record0: What is known of image 0.
         record1: What is known of image 1.
         options: Settings.
+        pixel_scale: From ``pixel_scale``, where the model saw the images smaller than they are.
 
     Returns:
         The same matches with ``inliers``, and ``geometry`` as JSON values: COLMAP's name of the configuration, and the
@@ -95,7 +112,8 @@ def verify_pair(
     pycolmap = import_pycolmap()
     settings = pycolmap.TwoViewGeometryOptions()
     settings.min_num_inliers = options.min_inliers
-    settings.ransac.max_error = options.max_error
+    settings.ransac.max_error = options.max_error * pixel_scale
+    settings.ransac.max_num_trials = options.max_trials
     settings.ransac.random_seed = options.seed
     index = np.arange(len(found), dtype=np.uint32)
     geometry = pycolmap.estimate_two_view_geometry(

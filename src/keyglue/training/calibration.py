@@ -30,7 +30,7 @@ from keyglue.training.task import generator_for
 _SEED = 7
 _FEWEST, _MOST = 96, 1024
 _ROOMS = 0.4
-_RIDGE = 1e-3
+_RIDGE = 1e-5
 BINS = 10
 FEW = 5
 

@@ -90,8 +90,17 @@ def lightglue_confidence(size: Size = "small") -> Recipe:
     """The confidence heads of a trained LightGlue, by which it stops early; nothing else changes."""
     return Recipe(
         name="lightglue_confidence",
-        task=MatcherSettings(config=matcher_config(size), stage="confidence", keypoints=(256, 512), rooms=0.3),
-        loop=LoopSettings(steps=1_000, learning_rate=1e-3, validate_every=250),
+        task=MatcherSettings(
+            config=matcher_config(size),
+            stage="confidence",
+            pairs=16,
+            keypoints=(256, 640),
+            views_per_group=3,
+            scenes=0.2,
+            rooms=0.3,
+        ),
+        # Logistic regressions on tokens of about a tenth: they need long steps, and few.
+        loop=LoopSettings(steps=200, learning_rate=0.1, warmup=10, ema=0.97, log_every=10, validate_every=100),
     )
 
 

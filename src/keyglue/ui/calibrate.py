@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -26,13 +27,16 @@ def calibrate(
 
     The result goes to FOLDER/config.json. Every pair result has a match_probability from then on.
     """
+    from keyglue.base.config import CONFIG_NAME, read_json
     from keyglue.base.devices import resolve_device
+    from keyglue.base.files import atomic_write
     from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
-    from keyglue.matching.lightglue.configuration import LightGlueConfig
     from keyglue.training.calibration import calibrate as fit
     from keyglue.training.calibration import describe_calibration
 
     loaded = LightGlueForKeypointMatching.from_pretrained(model, device=resolve_device(device))
     found = fit(loaded, data, pairs=pairs, seed=seed)
-    LightGlueConfig.from_pretrained(model).replace(match_probability=found.weights).save_pretrained(model)
+    # Only this value changes; all else in the file stays as it is.
+    settings = {**read_json(model / CONFIG_NAME), "match_probability": list(found.weights)}
+    atomic_write(model / CONFIG_NAME, json.dumps(settings, indent=2, sort_keys=True) + "\n")
     print_rows([*describe_calibration(found), ("written to", str(model / "config.json"))])

@@ -22,7 +22,9 @@ Resize = Annotated[
     int | None, typer.Option("--resize", min=1, metavar="PIXELS", help="Long side of the image that the model sees.")
 ]
 Compute = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps. Default: the best there is.")]
-Precision = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
+Precision = Annotated[
+    str | None, typer.Option("--dtype", help="float32, float16 or bfloat16; the quickest unless given.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make results again that are there already.")]
 
 

@@ -90,6 +90,9 @@ CameraModel = Annotated[str, typer.Option("--camera-model", metavar="NAME", help
 Refine = Annotated[
     bool, typer.Option("--refine/--no-refine", help="Move keypoints to where the photographs agree, then adjust.")
 ]
+PrincipalPoint = Annotated[
+    bool, typer.Option("--principal-point", help="Let --refine estimate the cameras' principal points too.")
+]
 CameraParams = Annotated[
     str | None,
     typer.Option("--camera-params", metavar="LIST", help="Known parameters in COLMAP's order: 'fx,fy,cx,cy'."),
@@ -113,6 +116,7 @@ def reconstruct(
     camera_model: CameraModel = "SIMPLE_RADIAL",
     camera_params: CameraParams = None,
     refine: Refine = True,
+    principal_point: PrincipalPoint = False,
     max_tile: MaxTile = 1280,
     threads: Threads = 2,
     memory: Memory = 1024,
@@ -149,6 +153,7 @@ def reconstruct(
             camera_model=camera_model,
             camera_params=read_numbers(camera_params),
             refine=refine,
+            principal_point=principal_point,
         ),
         **given,
     )

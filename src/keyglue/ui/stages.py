@@ -130,6 +130,7 @@ def map_(
     camera_model: shared.CameraModel = "SIMPLE_RADIAL",
     camera_params: shared.CameraParams = None,
     refine: shared.Refine = True,
+    principal_point: shared.PrincipalPoint = False,
 ) -> None:
     """Build a COLMAP database and a 3D model from matched images."""
     from keyglue.reconstruction.colmap import MapOptions
@@ -140,13 +141,14 @@ def map_(
     output.mkdir(parents=True, exist_ok=True)
     with FeatureStore(features) as described, MatchStore(matches) as matched:
         names = described.names()
-        found = indices_of(matched.pairs(), names)
+        found = indices_of(matched.pairs(names), names)
     settings = MapOptions(
         mapper=mapper.value,
         cameras=cameras.value,
         camera_model=camera_model,
         camera_params=shared.read_numbers(camera_params),
         refine=refine,
+        principal_point=principal_point,
     )
     with shared.progress_bars() as progress:
         summary, count = map_images(images, names, found, features, matches, output, settings, progress)

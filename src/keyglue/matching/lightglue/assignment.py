@@ -58,9 +58,22 @@ def mutual_matches(log_assignment: Tensor, filter_threshold: float) -> tuple[Ten
     """
     inner = log_assignment[:-1, :-1]
     best0, index0 = inner.max(dim=1)
-    index1 = inner.argmax(dim=0)
-    mutual0 = index1[index0] == torch.arange(len(index0), device=inner.device)
-    mutual1 = index0[index1] == torch.arange(len(index1), device=inner.device)
+    return mutual_best(best0, index0, inner.argmax(dim=0), filter_threshold)
+
+
+def mutual_best(
+    best0: Tensor, index0: Tensor, index1: Tensor, filter_threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the matches as ``mutual_matches`` does.
+
+    Args:
+        best0: (M,) best log probability of each row.
+        index0: (M,) its column.
+        index1: (N,) row of each column's best entry.
+        filter_threshold: Probability that a match must exceed.
+    """
+    mutual0 = index1[index0] == torch.arange(len(index0), device=index0.device)
+    mutual1 = index0[index1] == torch.arange(len(index1), device=index1.device)
     scores0 = torch.where(mutual0, best0.exp(), 0.0)
     scores1 = torch.where(mutual1, scores0[index1], 0.0)
     matches0 = torch.where(scores0 > filter_threshold, index0, -1)

@@ -65,7 +65,7 @@ class Attention(nn.Module):
         return self.o_proj(torch.cat(messages))
 
     def _attend_uniform(self, query: Tensor, key: Tensor, value: Tensor, count: int, cross: bool) -> Tensor:
-        """Attend as ``_attend`` in all images at once, each of ``count`` tokens: fewer launches and smaller gradients."""
+        """Attend as ``_attend`` in all images at once, each of ``count`` tokens: fewer launches, smaller gradients."""
         q, k, v = (part.unflatten(0, (-1, count)).transpose(1, 2) for part in (query, key, value))
         if cross:
             k, v = (part.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for part in (k, v))

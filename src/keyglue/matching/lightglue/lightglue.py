@@ -8,6 +8,7 @@ Shapes: T tokens of all images, M and N keypoints of a pair's two images, D widt
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from keyglue.base.checkpoints import StateDict
+from keyglue.base.derived import Derived
 from keyglue.base.errors import InputError
 from keyglue.base.pretrained import PreTrainedModel
 from keyglue.base.types import Features, Matches
@@ -24,6 +26,7 @@ from keyglue.keypoints.superpoint import JOINT_PREFIX
 from keyglue.matching.lightglue.assignment import MatchAssignment
 from keyglue.matching.lightglue.confidence import TokenConfidence, confidence_threshold, stops_early
 from keyglue.matching.lightglue.configuration import LightGlueConfig
+from keyglue.matching.lightglue.fast import ComputePath, FastWeights, choose_path
 from keyglue.matching.lightglue.formats import config_of_original, matcher_from_checkpoint
 from keyglue.matching.lightglue.layer import TransformerLayer
 from keyglue.matching.lightglue.positional import PositionalEncoder
@@ -55,6 +58,7 @@ class LightGlueMatcher(PreTrainedModel):
         self.match_assignment_layers = nn.ModuleList([MatchAssignment(config) for _ in layers])
         self.token_confidence = nn.ModuleList([TokenConfidence(config) for _ in layers[:-1]])
         self.init_weights()
+        self._folded: Derived[FastWeights] = Derived()
 
     def match(self, features0: Features, features1: Features) -> Matches:
         """Match the features of two images."""
@@ -71,24 +75,35 @@ class LightGlueMatcher(PreTrainedModel):
         Raises:
             InputError: The descriptors are not as wide as the model expects, or scale and orientation are missing.
         """
-        tokens = self.embed(pairs)
+        path = choose_path(self, self._folded, record)
+        batches = [pairs] if path.together else [[pair] for pair in pairs]
+        return [matches for batch in batches for matches in self._run(batch, path)]
+
+    def _run(self, pairs: Sequence[FeaturePair], path: ComputePath) -> list[Matches]:
+        """Run pairs through the layers, each until it stops."""
+        tokens = self.embed(pairs, path.dtype)
         results = Results(tokens.packing, tokens.x.device)
         tokens = tokens.without(tokens.hopeless())
-        for index, layer in enumerate(self.transformer_layers):
+        for index in range(self.config.num_hidden_layers):
             if not tokens.pairs:
                 break
-            tokens = tokens.updated(layer(tokens, record))
+            tokens = tokens.updated(path.layer(index, tokens))
             results.ran_layer(tokens)
-            confidence = self._confidence(index, tokens)
-            stopping = self._stopping(index, tokens, confidence, results.original_points)
-            results.finish(tokens, stopping, self.assignment(index), self.config.filter_threshold)
-            if confidence is not None and self.config.width_confidence > 0:
-                tokens = tokens.keep(self._keep(index, tokens, confidence))
+            flags = self._flags(index, tokens, path)
+            unconfident, lengths = (None, None) if flags is None else tokens.packing.count(flags)
+            stopping = self._stopping(index, tokens, unconfident, results.original_points)
+            results.finish(tokens, stopping, functools.partial(path.matches, index))
+            if flags is not None and lengths is not None:
+                tokens = tokens.keep(flags[1], lengths)
             tokens = tokens.without({*stopping, *tokens.hopeless()})
         return results.matches()
 
-    def embed(self, pairs: Sequence[FeaturePair]) -> Tokens:
+    def embed(self, pairs: Sequence[FeaturePair], dtype: torch.dtype | None = None) -> Tokens:
         """Return the tokens that enter the first layer: projected descriptors and positional encodings.
+
+        Args:
+            pairs: Features of image 0 and 1 of each pair.
+            dtype: Type of the tokens; what the projection of the descriptors gives unless told.
 
         Raises:
             InputError: The descriptors are not as wide as the model expects, or scale and orientation are missing.
@@ -107,7 +122,7 @@ class LightGlueMatcher(PreTrainedModel):
         positions = [self._position(features) for features in images]
         rotation = self.positional_encoder(torch.cat(positions) if positions else torch.zeros(0, 2))
         origin = torch.arange(len(x), device=x.device)
-        return Tokens(x, rotation, origin, packing, tuple(range(len(pairs))))
+        return Tokens(x if dtype is None else x.to(dtype), rotation, origin, packing, tuple(range(len(pairs))))
 
     def _position(self, features: Features) -> Tensor:
         """Return (N, 2) positions relative to half the image's longer side, or (N, 4) with scale and orientation."""
@@ -119,41 +134,43 @@ class LightGlueMatcher(PreTrainedModel):
         more = torch.stack([features.scales, features.orientations], dim=1)
         return torch.cat([position, more.to(position)], dim=1)
 
-    def _confidence(self, index: int, tokens: Tokens) -> Tensor | None:
-        """Return (T,) confidences where the layer has any and something depends on them."""
-        adaptive = not self.training and max(self.config.depth_confidence, self.config.width_confidence) > 0
-        return self.token_confidence[index](tokens.x) if adaptive and index < len(self.token_confidence) else None
+    def _flags(self, index: int, tokens: Tokens, path: ComputePath) -> Tensor | None:
+        """Return (2, T) booleans, tokens not confident and tokens that stay; None where nothing is adaptive."""
+        depth, width = self.config.depth_confidence, self.config.width_confidence
+        if self.training or max(depth, width) <= 0 or index == self.config.num_hidden_layers - 1:
+            return None
+        confidence = path.confidence(index, tokens.x)
+        threshold = confidence_threshold(index, self.config.num_hidden_layers)
+        stays = torch.ones_like(confidence, dtype=torch.bool)
+        if width > 0:
+            stays = points_to_keep(path.matchability(index, tokens.x), confidence, threshold, width)
+        if self.config.pruning_min_keypoints > 0:
+            lengths = torch.tensor(tokens.packing.lengths, device=stays.device).view(-1, 2).sum(dim=1)
+            small = lengths <= self.config.pruning_min_keypoints
+            stays |= small[tokens.packing.image_of_token(stays.device) // 2]
+        return torch.stack([confidence < threshold, stays])
 
     def _stopping(
-        self, index: int, tokens: Tokens, confidence: Tensor | None, original_points: Sequence[int]
+        self, index: int, tokens: Tokens, unconfident: Sequence[int] | None, original_points: Sequence[int]
     ) -> list[int]:
-        """Return the positions of the pairs that stop after this layer; after the last layer all do."""
+        """Return the positions of the pairs that stop after this layer; after the last layer all do.
+
+        Args:
+            index: The layer.
+            tokens: The tokens after it.
+            unconfident: Number of tokens of each image that are not confident; None where nothing is adaptive.
+            original_points: Number of tokens that each pair began with.
+        """
         if index == self.config.num_hidden_layers - 1:
             return list(range(len(tokens.pairs)))
         depth = self.config.depth_confidence
-        if confidence is None or depth <= 0:
+        if unconfident is None or depth <= 0:
             return []
-        threshold = confidence_threshold(index, self.config.num_hidden_layers)
-        unconfident = tokens.packing.count_per_pair(confidence < threshold)
         return [
             position
             for position, pair in enumerate(tokens.pairs)
-            if stops_early(unconfident[position], original_points[pair], depth)
+            if stops_early(sum(unconfident[2 * position : 2 * position + 2]), original_points[pair], depth)
         ]
-
-    def _keep(self, index: int, tokens: Tokens, confidence: Tensor) -> Tensor:
-        """Return (T,) booleans, false for points that are dropped after this layer."""
-        keep = points_to_keep(
-            self.assignment(index).matchability_of(tokens.x),
-            confidence,
-            confidence_threshold(index, self.config.num_hidden_layers),
-            self.config.width_confidence,
-        )
-        if self.config.pruning_min_keypoints > 0:
-            lengths = torch.tensor(tokens.packing.lengths, device=keep.device).view(-1, 2).sum(dim=1)
-            small = (lengths <= self.config.pruning_min_keypoints)[tokens.packing.image_of_token(keep.device) // 2]
-            keep |= small
-        return keep
 
     def tokens_per_layer(self, pairs: Sequence[FeaturePair]) -> Iterator[Tokens]:
         """Yield the tokens after each layer with no pair stopping and no point dropped, as training needs them."""

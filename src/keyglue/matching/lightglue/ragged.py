@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -50,13 +50,13 @@ class Packing:
     def image_of_token(self, device: torch.device) -> Tensor:
         """(T,) index of the image that each token belongs to."""
         lengths = torch.tensor(self.lengths, device=device)
-        return torch.repeat_interleave(torch.arange(len(self.lengths), device=device), lengths)
+        images = torch.arange(len(self.lengths), device=device)
+        return torch.repeat_interleave(images, lengths, output_size=sum(self.lengths))
 
-    def count_per_pair(self, flags: Tensor) -> list[int]:
-        """Return for each pair how many of its tokens are flagged, with one transfer from the device."""
-        pairs = self.image_of_token(flags.device) // 2
-        counts = torch.zeros(len(self.lengths) // 2, dtype=torch.long, device=flags.device)
-        return counts.index_add_(0, pairs, flags.long()).tolist()
+    def count(self, flags: Tensor) -> list[list[int]]:
+        """Return for each row of ``flags`` (F, T) how many tokens of each image are flagged: one transfer for all."""
+        counts = torch.zeros(len(flags), len(self.lengths), dtype=torch.long, device=flags.device)
+        return counts.index_add_(1, self.image_of_token(flags.device), flags.long()).tolist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +86,13 @@ class Tokens:
         lengths = self.packing.lengths
         return [p for p in range(len(self.pairs)) if not (lengths[2 * p] and lengths[2 * p + 1])]
 
-    def keep(self, mask: Tensor) -> Tokens:
-        """Return only the tokens where ``mask`` (T,) is true; the pairs stay."""
-        images = self.packing.image_of_token(mask.device)
-        lengths = torch.zeros(len(self.packing.lengths), dtype=torch.long, device=mask.device)
-        lengths.index_add_(0, images, mask.long())
-        return self._subset(mask, Packing(tuple(lengths.tolist())), self.pairs)
+    def keep(self, mask: Tensor, lengths: Sequence[int]) -> Tokens:
+        """Return only the tokens where ``mask`` (T,) is true, ``lengths`` of each image; the pairs stay."""
+        if tuple(lengths) == self.packing.lengths:
+            return self
+        # As many as are kept, in their order; asking which are true would make a GPU wait.
+        index = torch.argsort(mask, descending=True, stable=True)[: sum(lengths)]
+        return self._subset(index, Packing(tuple(lengths)), self.pairs)
 
     def without(self, finished: Collection[int]) -> Tokens:
         """Return only the pairs whose position among the present ones is not in ``finished``."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from keyglue.base.types import Matches
-from keyglue.matching.lightglue.assignment import MatchAssignment, mutual_matches
 from keyglue.matching.lightglue.ragged import Packing, Tokens
 
 
@@ -37,14 +36,17 @@ class Results:
             self._tokens_per_layer[pair].append(sum(tokens.packing.lengths[2 * position : 2 * position + 2]))
 
     def finish(
-        self, tokens: Tokens, positions: Sequence[int], assignment: MatchAssignment, filter_threshold: float
+        self,
+        tokens: Tokens,
+        positions: Sequence[int],
+        match: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]],
     ) -> None:
-        """Work out the matches of the pairs at ``positions`` from their tokens as they are now."""
+        """Work out the matches of the pairs at ``positions`` from their tokens as they are now, with ``match``."""
         slices = tokens.packing.slices
         offsets = self._packing.offsets
         for position in positions:
             own, other = slices[2 * position], slices[2 * position + 1]
-            found = mutual_matches(assignment(tokens.x[own], tokens.x[other]), filter_threshold)
+            found = match(tokens.x[own], tokens.x[other])
             origin0, origin1 = tokens.origin[own], tokens.origin[other]
             first = 2 * tokens.pairs[position]
             self._write(origin0, found[0], found[2], origin1 - offsets[first + 1])

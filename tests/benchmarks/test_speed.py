@@ -1,0 +1,61 @@
+"""Each benchmark of speed runs from start to end on tiny settings, and counts operations rightly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
+
+
+def run(name: str, out: Path, *arguments: str) -> tuple[str, dict]:
+    """Run a benchmark for one round; return what it prints and its JSON."""
+    command = [sys.executable, str(FOLDER / name), "--rounds", "1", "--out", str(out), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert out.with_suffix(".md").read_text(encoding="utf-8") == done.stdout
+    return done.stdout, json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_latency(tmp_path):
+    parts = ["extract", "match", "pairs", "batch"]
+    sizes = ["--sizes", "96x128", "64x64", "--points", "16", "--batches", "1", "2"]
+    text, found = run("latency.py", tmp_path / "a", "--only", *parts, *sizes)
+    assert list(found["results"]) == parts
+    assert "| 16 + 16 points |" in text
+    assert found["results"]["match"]["16 + 16 points"]["quick"]["median_cpu"] > 0
+    assert found["about"]["threads"] == 1
+
+
+def test_roofline(tmp_path):
+    text, found = run("roofline.py", tmp_path / "b", "--sizes", "96x128", "--points", "16")
+    assert "GFLOP/s" in text
+    assert not any(str(folder) in text for folder in (tmp_path, Path.home(), FOLDER)), "results name no folders"
+    assert found["results"]["rates"]["float32"] > 1
+    assert [row[0] for row in found["results"]["rows"]][:2] == ["SuperPoint 96x128", "LightGlue 16 + 16"]
+
+
+@pytest.mark.slow
+def test_peers(tmp_path):
+    """With those peers that are installed."""
+    sizes = ["--sizes", "96x128", "--keypoints", "16", "--points", "16"]
+    _, found = run("peers.py", tmp_path / "c", *sizes)
+    detector, matcher, pair = found["results"].values()
+    assert {"keyglue float32", "keyglue reference float32"} <= set(detector) & set(matcher) & set(pair)
+    for work in (detector, matcher, pair):
+        for peer, values in work.items():
+            assert values["same"] > 0.9 or (work is pair and "transformers" in peer), peer
+            assert values["median_cpu"] > 0
+
+
+def test_operations_are_those_of_the_published_architectures(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    roofline = pytest.importorskip("roofline")
+    assert roofline.superpoint_operations((480, 640)) == pytest.approx(52.1e9, rel=0.01)
+    assert roofline.lightglue_operations(1024, 1024) == pytest.approx(85.4e9, rel=0.01)
