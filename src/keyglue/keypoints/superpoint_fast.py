@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from keyglue.base.fast_path import is_hooked, suits_fast_path
 from keyglue.keypoints.convolution import PackedConvolution
 from keyglue.keypoints.sampling import bilinear_corners
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _STRIP_BYTES = 8 * 2**20
 # Rows of zeros above and below a stage's output, one for each of the next stage's two convolutions.
 _HALO = 2
-_TYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 
 def can_run_fast(model: nn.Module, image: Tensor, parts: Collection[type[nn.Module]]) -> bool:
@@ -44,18 +44,11 @@ def can_run_fast(model: nn.Module, image: Tensor, parts: Collection[type[nn.Modu
     """
     weights = list(model.parameters())
     return (
-        not model.training
-        and image.dtype in _TYPES.get(image.device.type, ())
+        suits_fast_path(model, image.device, image.dtype)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (image, *weights)))
-        and not torch.is_autocast_enabled(image.device.type)
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # pyright: ignore[reportPrivateImportUsage]
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in (image, *weights))
-        and all(type(part) in parts and not _is_watched(part) for part in model.modules() if part is not model)
+        and all(type(part) in parts and not is_hooked(part) for part in model.modules() if part is not model)
     )
-
-
-def _is_watched(module: nn.Module) -> bool:
-    return any(vars(module).get(name) for name in ("_forward_hooks", "_forward_pre_hooks", "forward"))
 
 
 class FastSuperPoint:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keyglue.base.derived import Derived
+from keyglue.base.fast_path import is_hooked, suits_fast_path
 from keyglue.matching.lightglue.assignment import MatchAssignment, mutual_matches
 from keyglue.matching.lightglue.assignment_blocks import match_in_blocks
 from keyglue.matching.lightglue.attention import Attention
@@ -176,7 +177,7 @@ def choose_path(model: LightGlueMatcher, kept: Derived[FastWeights], record: Rec
         record: Takes down hidden states and attentions, which the fast path does not have.
     """
     dtype = model.inference_dtype
-    known = record is None and dtype in _TYPES.get(model.device.type, ()) and not _is_special(model)
+    known = record is None and suits_fast_path(model, model.device, dtype)
     parameters = _plain_parameters(model) if known else None
     if parameters is None or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters)):
         return ReferencePath(model, record)
@@ -188,16 +189,7 @@ def choose_path(model: LightGlueMatcher, kept: Derived[FastWeights], record: Rec
     return FastPath(weights, model.config.filter_threshold)
 
 
-_TYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 _PARTS = {nn.Linear, nn.LayerNorm, nn.ModuleList, TransformerLayer, Attention, MLP, MatchAssignment, TokenConfidence}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "forward")
-
-
-def _is_special(model: LightGlueMatcher) -> bool:
-    """Tell whether more than the answer may be wanted of a call."""
-    tracing: bool = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    compiling = torch.compiler.is_compiling()
-    return model.training or torch.is_autocast_enabled(model.device.type) or compiling or tracing
 
 
 def _layers(model: LightGlueMatcher) -> Iterable[TransformerLayer]:
@@ -209,8 +201,7 @@ def _plain_parameters(model: LightGlueMatcher) -> list[nn.Parameter] | None:
     found: list[nn.Parameter] = []
     for part in (model.transformer_layers, model.match_assignment_layers, model.token_confidence):
         for module in part.modules():
-            attributes = vars(module)
-            if type(module) not in _PARTS or any(attributes.get(name) for name in _HOOKS):
+            if type(module) not in _PARTS or is_hooked(module):
                 return None
-            found += [p for p in attributes["_parameters"].values() if p is not None]
+            found += [p for p in vars(module)["_parameters"].values() if p is not None]
     return found
