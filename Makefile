@@ -13,11 +13,16 @@ RUN := $(VENV)/bin
 # A full development set-up serves the demo as well.
 DEMO_READY := $(or $(wildcard $(VENV)/.ready-dev),$(VENV)/.ready-geometry)
 
-.PHONY: help demo test lint format types imports docs minimal clean
+# Compiled kernels are tested where they can be built: on x86-64 with a C++ compiler. All else works without them.
+CXX_FOUND := $(if $(filter x86_64 amd64,$(shell uname -m)),$(shell command -v $(CXX)))
+NATIVE_READY := $(if $(CXX_FOUND),$(VENV)/.ready-native)
+
+.PHONY: help demo test native lint format types imports docs minimal clean
 
 help:
 	@echo "make demo      match the two bundled photographs"
 	@echo "make test      everything that has to pass: lint, types, imports, all tests"
+	@echo "make native    build the compiled kernels (x86-64, needs a C++ compiler); make test does so where it can"
 	@echo "make lint      ruff, check and format"
 	@echo "make format    let ruff repair and format the files"
 	@echo "make types     pyright"
@@ -31,8 +36,10 @@ demo: $(DEMO_READY)
 	@echo "The matches are drawn in $(CURDIR)/matches.png"
 
 # One thread a worker: two that share a core wait for each other most of the time.
-test: lint types imports
+test: lint types imports $(NATIVE_READY)
 	OMP_NUM_THREADS=1 $(RUN)/pytest -q -n $(WORKERS) --dist loadfile
+
+native: $(VENV)/.ready-native
 
 lint: $(VENV)/.ready-dev
 	$(RUN)/ruff check .
@@ -63,6 +70,10 @@ clean:
 # One stamp a set of extras: a second call is instant, a changed requirement installs again.
 $(VENV)/.ready-%: pyproject.toml constraints.txt | $(RUN)/python
 	$(RUN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[$*]'
+	@touch $@
+
+$(VENV)/.ready-native: $(wildcard native/pyproject.toml native/CMakeLists.txt native/src/* native/src/*/*) | $(RUN)/python
+	$(RUN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) ./native
 	@touch $@
 
 $(RUN)/python:

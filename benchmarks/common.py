@@ -19,13 +19,20 @@ import torch
 from torch import Tensor
 
 from keyglue import LightGlueConfig, LightGlueForKeypointMatching, SuperPointForKeypointDetection
+from keyglue.base import native
 from keyglue.base.devices import has_fast_bfloat16
 from keyglue.images.read import read_image
 from keyglue.images.resize import resize_image, to_grayscale
 
 ASSETS = Path(__file__).parent.parent / "assets"
 RESULTS = Path(__file__).parent / "results"
-_LIBRARIES = ("torch", "transformers", "kornia", "onnxruntime", "openvino", "numpy")
+_LIBRARIES = ("torch", "keyglue-native", "transformers", "kornia", "onnxruntime", "openvino", "numpy")
+# What keeps the libraries to an instruction set: keyglue's kernels, oneDNN (torch, OpenVINO), MKL and ATen (torch).
+_ISA = {
+    "avx512": ("avx512", "AVX512_CORE_VNNI", "AVX512", "avx512"),
+    "avx2": ("avx2", "AVX2", "AVX2", "avx2"),
+}
+_ISA_VARIABLES = ("KEYGLUE_ISA", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd")
 
 
@@ -69,7 +76,7 @@ def measure(runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int 
     return times
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int | str) -> dict[str, Any]:
     """Return the processor, its instruction sets and the versions of the libraries; no names of hosts or folders."""
     versions: dict[str, str] = {}
     for name in _LIBRARIES:
@@ -84,10 +91,43 @@ def machine(threads: int) -> dict[str, Any]:
         "instruction sets": _flags(),
         "fast bfloat16": has_fast_bfloat16(torch.device("cpu")),
         "threads": threads,
-        "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        **{name: os.environ.get(name, "") for name in _ISA_VARIABLES},
         "python": platform.python_version(),
         **versions,
     }
+
+
+def restrict(isa: str | None) -> None:
+    """Start this program again with all libraries that can be kept to an instruction set; they read it once."""
+    if isa is not None:
+        wanted = dict(zip(_ISA_VARIABLES, _ISA[isa], strict=True))
+        if any(os.environ.get(name) != value for name, value in wanted.items()):
+            os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+
+
+def own_paths(dtype: torch.dtype) -> dict[str, str | None]:
+    """Return the ways in which keyglue computes in a type on a CPU: name, and KEYGLUE_ISA for it (None: as it is)."""
+    kind = str(dtype).removeprefix("torch.")
+    paths: dict[str, str | None] = {f"keyglue {kind}": "off"}
+    return paths if native.kernels(dtype) is None else {f"keyglue native {kind}": None, **paths}
+
+
+def with_isa(isa: str | None, run: Callable[[], Any]) -> Callable[[], Any]:
+    """Return ``run`` with another KEYGLUE_ISA, which keyglue reads at every call; None leaves it as it is."""
+    if isa is None:
+        return run
+
+    def limited() -> Any:
+        before = os.environ.get("KEYGLUE_ISA")
+        os.environ["KEYGLUE_ISA"] = isa
+        try:
+            return run()
+        finally:
+            os.environ.pop("KEYGLUE_ISA")
+            if before is not None:
+                os.environ["KEYGLUE_ISA"] = before
+
+    return limited
 
 
 def processor() -> str:
@@ -152,9 +192,11 @@ def published_size_model(max_keypoints: int, dtype: str | None = None, **setting
 
 def arguments(description: str | None, rounds: int = 7) -> argparse.ArgumentParser:
     """Return a parser with what every benchmark takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=kind, conflict_handler="resolve")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--isa", choices=tuple(_ISA), help="keep all libraries that can be to this instruction set")
     parser.add_argument("--out", type=Path, help="where to write NAME.json and NAME.md, without the suffix")
     return parser
 

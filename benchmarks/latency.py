@@ -5,38 +5,49 @@
 The first of --sizes is that of matching. PARTS: extract match pairs batch adaptive cold.
 
 Everything is measured in turn. "quick" and "reference" are the automatic path and the reference path of the same model.
-The adaptive part takes the bundled model and the pairs of EASY and HARD, which were written down before anything was
-measured: easy ones show the same scene with at least 60 % overlap, hard ones share nothing. "cold" is a process that
-starts, loads the bundled model, matches two photographs and ends.
+The adaptive part takes the bundled model and the pairs in benchmarks/lists, which were written down before anything was
+measured (pair_lists.py): easy ones overlap by 60 % or more, hard ones by 20 % or less. Their images lie in --data;
+without them the part is left out. "cold" is a process that starts, loads the bundled model, matches two photographs and
+ends.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-import itertools
-import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import ASSETS, arguments, detector, machine, measure, photograph, published_size_model, report, table
+from common import (
+    ASSETS,
+    arguments,
+    detector,
+    machine,
+    measure,
+    photograph,
+    published_size_model,
+    report,
+    restrict,
+    table,
+)
+from pair_lists import DATA, read_list
 from peers import OFF, STEREO, reference
 from torch import Tensor
-from torch.nn import functional as F
 
 from keyglue import Features, LightGlueForKeypointMatching
 from keyglue.base.bundled import DEFAULT_MODEL, WEIGHTS_FOLDER
+from keyglue.images.read import read_image
+from keyglue.images.resize import resize_image, to_grayscale
 
-PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
-# Each photograph with itself turned by so many degrees and scaled; and the two views of the stereo pair.
-EASY = [(name, 5.0, 1.05) for name in PHOTOGRAPHS] + [(name, -8.0, 0.95) for name in PHOTOGRAPHS]
-# Each photograph with each other one.
-HARD = list(itertools.combinations(PHOTOGRAPHS, 2))
+LONG_SIDE = 640
+
 PARTS = ("extract", "match", "pairs", "batch", "adaptive", "cold")
 THEIR_START = """
 import sys, torch
@@ -50,15 +61,6 @@ with torch.inference_mode():
     model(**inputs)
 """
 Runs = dict[str, Callable[[], Any]]
-
-
-def warped(image: Tensor, degrees: float, scale: float) -> Tensor:
-    """Return an image (1, h, w) turned and scaled about its centre."""
-    _, height, width = image.shape
-    cosine, sine = (f(math.radians(degrees)) / scale for f in (math.cos, math.sin))
-    motion = torch.tensor([[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]])
-    grid = F.affine_grid(motion[None], [1, 1, height, width], align_corners=False)
-    return F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=False)[0]
 
 
 def both(model: torch.nn.Module, run: Callable[[], Any]) -> Runs:
@@ -139,31 +141,64 @@ def batch(options: Any) -> tuple[str, Any]:
 
 
 def adaptive(options: Any) -> tuple[str, Any]:
-    """Measure the bundled model on the easy and the hard pairs, adaptive and not."""
+    """Measure the bundled model on the easy and the hard pairs of benchmarks/lists, adaptive and not."""
     most = options.points[min(1, len(options.points) - 1)]
-    model = LightGlueForKeypointMatching.from_pretrained()
-    fixed = LightGlueForKeypointMatching.from_pretrained(**OFF)
+    model, fixed = (LightGlueForKeypointMatching.from_pretrained(**settings) for settings in ({}, OFF))
     model.keypoint_detector.config = model.keypoint_detector.config.replace(max_keypoints=most)
-    images = {name: photograph(name, options.size) for name in PHOTOGRAPHS}
-    features = {name: model.extract(image) for name, image in images.items()}
-    easy = [(features[name], model.extract(warped(images[name], *how))) for name, *how in EASY]
-    hard = [(features[first], features[second]) for first, second in HARD]
+    features = functools.cache(lambda name: model.extract(_with_long_side(options.data / name, LONG_SIDE)))
+    header = [
+        "pairs",
+        "CPU ms a pair, adaptive",
+        "all layers, all points",
+        "times quicker",
+        "layers used",
+        "points kept",
+    ]
     data: dict[str, Any] = {}
     rows: list[list[object]] = []
-    for name, chosen in (("easy", easy), ("hard", hard)):
-        runs: Runs = {
-            "adaptive": lambda chosen=chosen: [model.match(*pair) for pair in chosen],
-            "all layers, all points": lambda chosen=chosen: [fixed.match(*pair) for pair in chosen],
-        }
-        found = times(runs, options.rounds)
-        layers = [model.match(*pair).stop_layer for pair in chosen]
-        on, off = (found[key]["median_cpu"] / len(chosen) for key in runs)
+    for name in ("easy", "hard"):
+        chosen = [(features(first), features(second)) for first, second, _ in read_list(name)]
+        on, off = per_pair(model, fixed, chosen, options.rounds)
+        answers = [model.match(*pair) for pair in chosen]
+        layers = [answer.stop_layer for answer in answers]
+        kept = [
+            sum(answer.tokens_per_layer) / (len(a) + len(b)) / answer.stop_layer
+            for answer, (a, b) in zip(answers, chosen, strict=True)
+        ]
+        means = [statistics.mean(values) for values in (on, off, layers, kept)]
         rows.append(
-            [f"{name} ({len(chosen)})", f"{on:.1f}", f"{off:.1f}", f"{off / on:.2f}", sum(layers) / len(layers)]
+            [
+                f"{name} ({len(chosen)})",
+                f"{means[0]:.1f}",
+                f"{means[1]:.1f}",
+                f"{means[1] / means[0]:.2f}",
+                f"{means[2]:.2f}",
+                f"{100 * means[3]:.0f} %",
+            ]
         )
-        data[name] = {**found, "layers": layers}
-    header = ["pairs", "CPU ms a pair, adaptive", "all layers, all points", "times quicker", "layers used"]
+        data[name] = {"adaptive": on, "fixed": off, "layers": layers, "kept": kept}
     return table(header, rows), data
+
+
+def per_pair(
+    model: LightGlueForKeypointMatching,
+    fixed: LightGlueForKeypointMatching,
+    pairs: Sequence[tuple[Features, Features]],
+    rounds: int,
+) -> tuple[list[float], list[float]]:
+    """Return the median CPU milliseconds of each pair in both models, which take turns at every pair."""
+    spent: list[tuple[float, float]] = []
+    for pair in pairs:
+        found = measure({"on": lambda p=pair: model.match(*p), "off": lambda p=pair: fixed.match(*p)}, rounds)
+        spent.append((statistics.median(found["on"].cpu), statistics.median(found["off"].cpu)))
+    return [on for on, _ in spent], [off for _, off in spent]
+
+
+def _with_long_side(path: Path, side: int) -> Tensor:
+    """Return a photograph as gray (1, h, w) from 0 to 1, shrunk to a long side of so many pixels if it is larger."""
+    pixels = read_image(path)
+    factor = min(1.0, side / max(pixels.shape[1:]))
+    return to_grayscale(resize_image(pixels, (round(factor * pixels.shape[1]), round(factor * pixels.shape[2])))) / 255
 
 
 def cold(options: Any) -> tuple[str, Any]:
@@ -201,11 +236,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--points", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--sizes", nargs="+", default=["480x640", "240x320", "768x1024"], help="HEIGHTxWIDTH")
+    parser.add_argument("--data", type=Path, default=DATA, help="where the images of benchmarks/lists are")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     options = parser.parse_args()
+    restrict(options.isa)
     torch.set_num_threads(options.threads)
     options.sizes = [tuple(int(side) for side in size.split("x")) for size in options.sizes]
     options.size = options.sizes[0]
+    if not options.data.is_dir():
+        options.only = [part for part in options.only if part != "adaptive"]
     titles = {
         "extract": "Extraction",
         "match": "Matching",

@@ -1,9 +1,10 @@
 """How much memory matching takes above the loaded model: peak resident memory, each measurement in its own process.
 
-    python benchmarks/memory.py [--points 2048 8192] [--layers 9] [--only fast reference transformers] [--json FILE]
+    python benchmarks/memory.py [--points 2048 8192] [--layers 9] [--only fast transformers] [--json FILE]
 
-Weights and features are random; nothing stops early and no points are dropped. "fast" is what `match` uses, "reference"
-the path to read, "transformers" its LightGlue with its default attention. Linux only.
+Weights and features are random; nothing stops early and no points are dropped. "native" is the fast path with the
+kernels of keyglue-native, if they are installed, "fast" without them, "reference" the path to read, "transformers" its
+LightGlue with its default attention. Linux only.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import with_isa
 
 from keyglue import Features, LightGlueConfig, LightGlueForKeypointMatching
+from keyglue.base import native
 from keyglue.matching.lightglue.fast import ReferencePath
 
-WHO = ("fast", "reference", "transformers")
+WHO = ("native", "fast", "reference", "transformers")
 
 
 def random_pair(points: int) -> tuple[Features, Features]:
@@ -49,8 +52,8 @@ def tied_model(layers: int) -> LightGlueForKeypointMatching:
 def matcher(who: str, layers: int, pair: tuple[Features, Features]) -> Callable[[], object]:
     """Return what matches the pair."""
     model = tied_model(layers)
-    if who == "fast":
-        return lambda: model.match(*pair)
+    if who in ("native", "fast"):
+        return with_isa(None if who == "native" else "off", lambda: model.match(*pair))
     if who == "reference":
         return lambda: model._run([pair], ReferencePath(model))
     import transformers
@@ -98,6 +101,8 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     for points in arguments.points:
         for who in arguments.only:
+            if who == "native" and native.kernels(tied_model(1).inference_dtype) is None:
+                continue
             command = [sys.executable, __file__, "--layers", str(arguments.layers), "--one", who, str(points)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             value = float(done.stdout.split()[-1])

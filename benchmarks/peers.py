@@ -1,16 +1,21 @@
 """keyglue against transformers, kornia, ONNX Runtime and OpenVINO: the same work, the same weights, in turn.
 
-    python benchmarks/peers.py [--work superpoint matcher pair] [--threads 1] [--rounds 7] [--out NAME]
+    python benchmarks/peers.py [--quick] [--work superpoint matcher pair] [--threads 1 2] [--rounds 7] [--out NAME]
+    python benchmarks/peers.py --isa avx512      (or avx2: everybody without AMX, float32)
 
 One process runs everybody one after the other in every round. CPU time is the one to compare with one thread, wall time
 with two. The detector is the bundled one, keypoints on whole pixels; the matcher has the published size and random
 weights; depth and width are not adaptive. Each peer gets what suits it:
 
-- keyglue: as ``from_pretrained`` gives it; "float32" and "reference" are its other ways.
+- keyglue: as ``from_pretrained`` gives it; "float32" and "reference" are its other ways. "native" is with the kernels
+  of keyglue-native, where they are installed and run in that type, the row after it the same without.
 - transformers: its default (sdpa, float32), its own post-processing, confidences at which nothing stops or is dropped.
 - kornia: its LightGlue (it has no SuperPoint).
 - ONNX Runtime, OpenVINO: an export of fixed size with all layers; SuperPoint's suppression and sampling, which are not
   in the export, are keyglue's own quick ones.
+
+With --isa torch (keyglue, transformers, kornia) and OpenVINO are kept to the same instruction set by their environment
+variables; ONNX Runtime has no such switch. --quick is the whole table with one image size and three rounds.
 
 "same" is the share of keyglue's reference's keypoints, or matches, that a peer finds as well. Matches are compared by
 the keypoints' numbers, which in "pair" are others in transformers: it keeps points at the right and bottom border.
@@ -19,6 +24,7 @@ Needs the extra "bench"; who is not installed is left out.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import tempfile
@@ -28,7 +34,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import arguments, detector, machine, measure, photograph, published_size_model, report, table
+from common import (
+    arguments,
+    detector,
+    machine,
+    measure,
+    own_paths,
+    photograph,
+    published_size_model,
+    report,
+    restrict,
+    table,
+    with_isa,
+)
 from peer_runtimes import Runtime, runtimes
 from plain import DenseSuperPoint, PlainMatcher, export
 from torch import Tensor
@@ -65,11 +83,12 @@ def reference(model: torch.nn.Module, run: Callable[[], Any]) -> Callable[[], An
 
 def own(build: Callable[[str | None], Any], run: Callable[[Any], Any]) -> Runs:
     """Return keyglue's ways: automatic, in float32 where that is another one, and the reference path."""
-    exact, free = build("float32"), build(None)
+    exact = build("float32")
     runs: Runs = {}
-    if free.inference_dtype != torch.float32:
-        runs[f"keyglue {str(free.inference_dtype).removeprefix('torch.')}"] = lambda: run(free)
-    runs["keyglue float32"] = lambda: run(exact)
+    for dtype in (None, "float32"):
+        for name, isa in own_paths(build(dtype).inference_dtype).items():
+            # A model each: one that changes its path from call to call would prepare its weights again every time.
+            runs[name] = with_isa(isa, functools.partial(run, build(dtype)))
     runs[REFERENCE] = reference(exact, lambda: run(exact))
     return runs
 
@@ -241,25 +260,49 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def works(options: Any, folder: Path) -> Iterator[tuple[str, Runs]]:
+def works(options: Any, threads: int, folder: Path) -> Iterator[tuple[str, Runs]]:
     """Yield name and runs of each kind of work that was asked for."""
     sizes = [tuple(int(side) for side in size.split("x")) for size in options.sizes]
     if "superpoint" in options.work:
         for size in sizes:
             name = f"SuperPoint {size[0]}x{size[1]}, {options.keypoints} keypoints"
-            yield name, superpoint_work(size, options.keypoints, options.threads, folder)
+            yield name, superpoint_work(size, options.keypoints, threads, folder)
     if "matcher" in options.work:
         for points in options.points:
-            yield f"matcher, {points} + {points} points", matcher_work(sizes[0], points, options.threads, folder)
+            yield f"matcher, {points} + {points} points", matcher_work(sizes[0], points, threads, folder)
     if "pair" in options.work:
         size = sizes[0]
         name = f"two images {size[0]}x{size[1]} to matches, {options.keypoints} keypoints"
-        yield name, pair_work(size, options.keypoints, options.threads, folder)
+        yield name, pair_work(size, options.keypoints, threads, folder)
+
+
+def compare(runs: Runs, rounds: int) -> tuple[str, dict[str, dict[str, float]]]:
+    """Measure everybody in turn; return a table and its numbers."""
+    expected = runs[REFERENCE]()
+    same = {peer: agreement(expected, run()) for peer, run in runs.items()}  # warms up as well
+    times = {peer: found.summary() for peer, found in measure(runs, rounds, warm_up=0).items()}
+    ours = times[next(iter(runs))]
+    rows = [
+        [
+            peer,
+            found["median_cpu"],
+            f"{found['median_cpu'] / ours['median_cpu']:.2f}",
+            found["min_cpu"],
+            found["median_wall"],
+            f"{found['median_wall'] / ours['median_wall']:.2f}",
+            f"{same[peer]:.3f}",
+        ]
+        for peer, found in times.items()
+    ]
+    header = ["", "CPU ms", "times ours", "least CPU ms", "wall ms", "times ours", "same"]
+    return table(header, rows), {peer: {**found, "same": same[peer]} for peer, found in times.items()}
 
 
 def main() -> None:
     """Measure and report."""
     parser = arguments(__doc__)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--quick", action="store_true", help="one image size, three rounds")
     parser.add_argument("--work", nargs="+", default=["superpoint", "matcher", "pair"])
     parser.add_argument(
         "--sizes", nargs="+", default=["480x640", "768x1024"], help="HEIGHTxWIDTH; pair takes the first"
@@ -267,32 +310,23 @@ def main() -> None:
     parser.add_argument("--keypoints", type=int, default=1024)
     parser.add_argument("--points", type=int, nargs="+", default=[512, 1024, 2048])
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    restrict(options.isa)
+    if options.quick:
+        options.sizes, options.rounds = options.sizes[:1], min(options.rounds, 3)
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     tables: dict[str, str] = {}
     data: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.no_grad():
-        for name, runs in works(options, Path(folder)):
-            expected = runs[REFERENCE]()
-            same = {peer: agreement(expected, run()) for peer, run in runs.items()}
-            times = {peer: found.summary() for peer, found in measure(runs, options.rounds).items()}
-            ours = times[next(iter(runs))]
-            rows = [
-                [
-                    peer,
-                    found["median_cpu"],
-                    f"{found['median_cpu'] / ours['median_cpu']:.2f}",
-                    found["min_cpu"],
-                    found["median_wall"],
-                    f"{found['median_wall'] / ours['median_wall']:.2f}",
-                    f"{same[peer]:.3f}",
-                ]
-                for peer, found in times.items()
-            ]
-            header = ["", "CPU ms", "times ours", "least CPU ms", "wall ms", "times ours", "same"]
-            tables[name] = table(header, rows)
-            data[name] = {peer: {**found, "same": same[peer]} for peer, found in times.items()}
-    about = {**machine(options.threads), "rounds": options.rounds}
+    with torch.inference_mode(False), torch.no_grad():
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            more = "" if options.threads == [1] else f", {threads} thread{'s' if threads > 1 else ''}"
+            # One folder of exported models each: their names would be the same.
+            with tempfile.TemporaryDirectory() as folder:
+                for name, runs in works(options, threads, Path(folder)):
+                    tables[name + more], data[name + more] = compare(runs, options.rounds)
+    about = {**machine(" ".join(map(str, options.threads))), "rounds": options.rounds}
+    if options.isa:
+        about["not restricted"] = "ONNX Runtime"
     report("keyglue and its peers", about, tables, data, options.out)
 
 

@@ -5,14 +5,28 @@
 The rates are measured: the best of several matrix products, in float32 and, where the processor has it, bfloat16, and
 of a copy that no cache holds. Operations are multiplications and additions of the convolutions and matrix products that
 the published architecture asks for; a share above what a rate allows would mean work that was saved, not speed.
+"native" rows are with the kernels of keyglue-native, where they are installed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from common import arguments, detector, machine, measure, photograph, published_size_model, report, table
+from common import (
+    arguments,
+    detector,
+    machine,
+    measure,
+    own_paths,
+    photograph,
+    published_size_model,
+    report,
+    restrict,
+    table,
+    with_isa,
+)
 from peers import OFF, STEREO
 
 from keyglue import LightGlueConfig, SuperPointConfig
@@ -79,54 +93,47 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["480x640", "768x1024"], help="HEIGHTxWIDTH")
     parser.add_argument("--points", type=int, nargs="+", default=[512, 1024, 2048])
     options = parser.parse_args()
+    restrict(options.isa)
     torch.set_num_threads(options.threads)
     kinds = [torch.float32]
     if has_fast_bfloat16(torch.device("cpu")):
         kinds.append(torch.bfloat16)
-    rates = {str(kind).removeprefix("torch."): matrix_rate(kind, options.rounds) for kind in kinds}
+    rates = {kind: matrix_rate(kind, options.rounds) for kind in kinds}
     copies = copy_rate(options.rounds)
     rows: list[list[object]] = []
     clock = "wall" if _many() else "cpu"
     with torch.no_grad():
-        for name, rate in rates.items():
-            for what, operations, run in works(options, name):
-                found = measure({"": run}, options.rounds)[""].summary()
-                milliseconds = found[f"median_{clock}"]
-                reached = operations / milliseconds / 1e6
-                floor = operations / rate / 1e6
-                rows.append(
-                    [
-                        what,
-                        name,
-                        f"{operations / 1e9:.1f}",
-                        f"{floor:.0f}",
-                        milliseconds,
-                        f"{100 * reached / rate:.0f} %",
-                    ]
-                )
-    header = ["work", "type", "GFLOP", "floor, ms", f"{'wall' if _many() else 'CPU'} ms", "share of the matrix rate"]
-    measured = [[f"matrix product, {name}", f"{rate:.0f} GFLOP/s"] for name, rate in rates.items()]
+        for kind, rate in rates.items():
+            for what, operations, run in works(options, kind):
+                # One path after the other: a model that changes its path prepares its weights again.
+                for name, isa in own_paths(kind).items():
+                    found = measure({"": with_isa(isa, run)}, options.rounds)[""]
+                    milliseconds = found.summary()[f"median_{clock}"]
+                    share = 100 * operations / milliseconds / 1e6 / rate
+                    floor = operations / rate / 1e6
+                    rows.append([what, name, f"{operations / 1e9:.1f}", f"{floor:.0f}", milliseconds, f"{share:.0f} %"])
+    header = ["work", "path", "GFLOP", "floor, ms", f"{'wall' if _many() else 'CPU'} ms", "share of the matrix rate"]
+    named = {str(kind).removeprefix("torch."): rate for kind, rate in rates.items()}
+    measured = [[f"matrix product, {name}", f"{rate:.0f} GFLOP/s"] for name, rate in named.items()]
     measured.append(["copy, reading and writing", f"{copies:.1f} GB/s"])
     tables = {"This machine": table(["rate", ""], measured), "Share reached": table(header, rows)}
     about = {**machine(options.threads), "rounds": options.rounds}
-    report("Roofline", about, tables, {"rates": rates, "copy": copies, "rows": rows}, options.out)
+    report("Roofline", about, tables, {"rates": named, "copy": copies, "rows": rows}, options.out)
 
 
-def works(options: Any, dtype: str) -> Any:
-    """Yield name, operations and a function for each kind of work."""
-    for size in options.sizes:
-        height, width = (int(side) for side in size.split("x"))
-        model, image = detector(1024, dtype), photograph(STEREO[0], (height, width))
-        if dtype == "bfloat16":
-            model = detector(1024)  # float32 weights, bfloat16 products
-        operations = superpoint_operations((height, width), model.config)
-        yield f"SuperPoint {size}", operations, lambda model=model, image=image: model.extract(image)
+def works(options: Any, kind: torch.dtype) -> Iterator[tuple[str, int, Callable[[], object]]]:
+    """Yield name, operations and a function for each kind of work, computing in a type."""
+    dtype = "float32" if kind == torch.float32 else None  # weights stay float32, products do not
+    sizes = [tuple(int(side) for side in size.split("x")) for size in options.sizes]
+    for size in sizes:
+        model, image = detector(1024, dtype), photograph(STEREO[0], size)
+        operations = superpoint_operations(size, model.config)
+        yield f"SuperPoint {size[0]}x{size[1]}", operations, lambda m=model, i=image: m.extract(i)
     for points in options.points:
-        model = published_size_model(points, None if dtype == "bfloat16" else dtype, **OFF)
-        size = tuple(int(side) for side in options.sizes[0].split("x"))
-        first, second = (model.extract(photograph(name, size)) for name in STEREO)
-        operations = lightglue_operations(len(first), len(second), model.config)
-        yield f"LightGlue {points} + {points}", operations, lambda m=model, a=first, b=second: m.match(a, b)
+        matcher = published_size_model(points, dtype, **OFF)
+        first, second = (matcher.extract(photograph(name, sizes[0])) for name in STEREO)
+        operations = lightglue_operations(len(first), len(second), matcher.config)
+        yield f"LightGlue {points} + {points}", operations, lambda m=matcher, a=first, b=second: m.match(a, b)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyglue import ConfigError, InputError, SuperPointConfig, SuperPointForKeypointDetection
+from keyglue.base.native import kernels
 from keyglue.keypoints.nms import refine_keypoints, select_keypoints, suppress_non_maxima, window_maximum
 
 
-@pytest.fixture(scope="module")
-def detector(small):
-    return small.keypoint_detector
+@pytest.fixture(scope="module", params=["plain", "compiled"])
+def detector(small, request):
+    """The bundled detector, without and with compiled kernels where these are installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEYGLUE_ISA", "off" if request.param == "plain" else "")
+        if request.param == "compiled" and kernels(torch.float32) is None:
+            pytest.skip("there are no compiled kernels here")
+        yield small.keypoint_detector
 
 
 def slow_suppression(scores: torch.Tensor, radius: int) -> torch.Tensor:

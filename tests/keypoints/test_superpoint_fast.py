@@ -44,6 +44,14 @@ def reference_extract(model, image):
     return model._extract(image[None], [tuple(image.shape[1:])], states=[])[0]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_kernels():
+    """The plain fast path, also where compiled kernels are installed; tests/native tests these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEYGLUE_ISA", "off")
+        yield
+
+
 @pytest.fixture(scope="module")
 def detector():
     """The bundled detector in float32, whatever the processor."""

@@ -15,6 +15,7 @@ from agreement import FIELDS, assert_agree, reference
 from random_models import enliven, lively_model
 
 from keyglue import Features, LightGlueConfig, LightGlueForKeypointMatching
+from keyglue.base import native
 from keyglue.matching.lightglue.fast import FastPath, ReferencePath, choose_path
 
 SETTINGS = {
@@ -29,6 +30,15 @@ SETTINGS = {
     "silu": {"hidden_act": "silu"},
     "other descriptors": {"descriptor_dim": 96, "num_attention_heads": 3},
 }
+
+
+@pytest.fixture(autouse=True, params=["kernels", "off"])
+def arithmetic(request, monkeypatch):
+    """Run each test with the compiled kernels, where they are installed, and without."""
+    if request.param == "off":
+        monkeypatch.setenv("KEYGLUE_ISA", "off")
+    elif native.kernels(torch.float32) is None:
+        pytest.skip("there are no kernels here")
 
 
 def path_of(model):

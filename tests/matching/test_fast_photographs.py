@@ -72,8 +72,10 @@ def check_float32(model, pair):
     return len(found)
 
 
+@pytest.mark.parametrize("isa", ["", "off"], ids=["kernels", "plain"])
 @torch.no_grad()
-def test_float32_gives_the_same_matches(model, pairs):
+def test_float32_gives_the_same_matches(isa, model, pairs, monkeypatch):
+    monkeypatch.setenv("KEYGLUE_ISA", isa)
     counts = [check_float32(model, pair) for pair in pairs]
     assert min(counts) > 20
     assert sum(counts) > 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from keyglue.reconstruction.colmap import MapOptions, read_model
 from keyglue.reconstruction.poses import pose_errors
 from keyglue.reconstruction.reconstruct import ReconstructOptions, reconstruct
 from keyglue.reconstruction.refine import RefineOptions, refine_model
+from keyglue.reconstruction.times import StageTimes
 from keyglue.ui.cli import app
 
 from .conftest import Corner
@@ -81,7 +83,7 @@ def test_a_principal_point_off_the_middle(made: Path, corner: Corner, free: bool
 
 
 def test_a_second_run_redoes_nothing(made: Path, corner: Corner) -> None:
-    before = states(made)
+    before, times = states(made), json.loads((made / "summary.json").read_text())["seconds"]
     stages: list[tuple[str, int, int]] = []
     again = reconstruct(
         corner.images, made, ReconstructOptions(**SETTINGS), progress=lambda *stage: stages.append(stage)
@@ -92,10 +94,32 @@ def test_a_second_run_redoes_nothing(made: Path, corner: Corner) -> None:
     assert before.keys() == after.keys()
     changed = {Path(path).name for path in before if before[path] != after[path]}
     assert changed <= {"summary.json", "features.h5", "matches.h5"}
+    # The times are still those of the work.
+    summary = json.loads((made / "summary.json").read_text())
+    assert again.seconds == summary["seconds"] == times
+    assert times["extract"] > 0.05
     # Another way of mapping maps again, from the same features and matches.
     other = reconstruct(corner.images, made, ReconstructOptions(**SETTINGS, mapping=MapOptions(refine=False)))
-    assert other.seconds["match"] < 5
+    assert {**other.seconds, "map": 0} == {**times, "map": 0}
+    assert other.seconds["map"] != times["map"]
     assert states(made)[str(made / "points.ply")] != before[str(made / "points.ply")]
+
+
+def test_times_are_those_of_the_work_that_was_done(tmp_path: Path) -> None:
+    def run_stage(done: int, kept: int, seconds: float) -> float:
+        times = StageTimes(tmp_path / "times.json")
+        with times.of("match") as work:
+            time.sleep(seconds)
+            work.done, work.kept = done, kept
+        return times.seconds["match"]
+
+    first = run_stage(3, 0, 0.05)
+    assert first >= 0.05
+    assert run_stage(0, 3, 0) == first
+    assert run_stage(2, 3, 0.05) >= first + 0.05
+    assert run_stage(5, 0, 0) < 0.05  # anew
+    (tmp_path / "times.json").write_text('{"match": "damaged')
+    assert run_stage(0, 3, 0.02) >= 0.02
 
 
 def test_each_stage_is_a_verb(corner: Corner, tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_stores_of_code_that_follows_hloc_are_read(tmp_path: Path) -> None:
             group.create_dataset("scores", data=rng.uniform(size=30).astype(np.float16))
             group.create_dataset("image_size", data=np.array([640, 480]))
             group["keypoints"].attrs["uncertainty"] = 1.0
+        file["version"] = 3  # what is no group is passed over
     with h5py.File(tmp_path / "m.h5", "a", libver="latest") as file:
         group = file.create_group("db-1.jpg/db-2.jpg")
         matches = np.full(30, -1, dtype=np.int16)
@@ -290,3 +291,17 @@ def test_memory_does_not_grow_with_the_number_of_images_that_are_read(tmp_path: 
         [sys.executable, "-c", code, str(tmp_path / "f.h5")], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 110e6
+
+
+def test_what_tells_the_images_apart_lies_together(tmp_path: Path) -> None:
+    """Else the names of 100,000 images take as many places on the disk."""
+    with FeatureStore(tmp_path / "f.h5", HEADER) as store:
+        for index in range(100):
+            store.save(f"{index % 3}/{index}.jpg", some_features(400), ImageRecord(size=SIZE))
+    with FeatureStore(tmp_path / "f.h5") as store:
+        names = store.names()
+        assert len(names) == 100
+        places = [h5py.h5o.get_info(store.group(name).id).addr for name in names]
+    with h5py.File(tmp_path / "f.h5") as file:
+        space = file.id.get_create_plist().get_file_space_page_size()
+    assert len({place // space for place in places}) < 10

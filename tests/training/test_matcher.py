@@ -13,6 +13,7 @@ from keyglue.base.errors import ConfigError, InputError
 from keyglue.base.types import Features, Matches
 from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
+from keyglue.matching.lightglue.attention import Attention
 from keyglue.matching.lightglue.configuration import LightGlueConfig
 from keyglue.matching.lightglue.lightglue import LightGlueMatcher
 from keyglue.matching.lightglue.loss import check_labels, matching_losses
@@ -50,6 +51,10 @@ def photos(assets: Path) -> Photos:
 @pytest.fixture(scope="module")
 def task(detector: SuperPointForKeypointDetection, photos: Photos) -> MatcherTask:
     return MatcherTask(SETTINGS, detector, *photos.split())
+
+
+def attention_of(task: MatcherTask) -> Attention:
+    return task.module.transformer_layers[0].cross_attention
 
 
 def _started(detector: SuperPointForKeypointDetection, sample: torch.Tensor, width: int) -> LightGlueMatcher:
@@ -110,6 +115,33 @@ def test_scale_of_the_descriptors_folds_into_the_weights(
         found = matcher.log_assignments(*pair)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-4)
+
+
+def test_queries_and_keys_of_cross_attention_stay_one_map(
+    detector: SuperPointForKeypointDetection, photos: Photos, tmp_path: Path
+) -> None:
+    task = MatcherTask(SETTINGS, detector, *photos.split())
+    loss, _ = task.loss(task.module, task.batch(0, 0))
+    loss.backward()
+    with torch.no_grad():
+        for parameter in task.module.parameters():
+            parameter.sub_(0.1 * torch.randn_like(parameter))
+    task.export(task.module, tmp_path)
+    trained = LightGlueForKeypointMatching.from_pretrained(tmp_path)
+    for layer in trained.transformer_layers:
+        attention = layer.cross_attention
+        assert attention.k_proj is not attention.q_proj
+        assert torch.equal(attention.k_proj.weight, attention.q_proj.weight)
+        assert torch.equal(attention.k_proj.bias, attention.q_proj.bias)
+        assert not torch.equal(layer.self_attention.k_proj.weight, layer.self_attention.q_proj.weight)
+    # Going on from it keeps them one; weights that were trained apart stay apart.
+    further = MatcherTask(SETTINGS, detector, *photos.split(), start=trained)
+    assert attention_of(further).k_proj is attention_of(further).q_proj
+    with torch.no_grad():
+        apart = LightGlueForKeypointMatching.from_pretrained(tmp_path)
+        apart.transformer_layers[0].cross_attention.k_proj.bias += 1
+    kept = MatcherTask(SETTINGS, detector, *photos.split(), start=apart)
+    assert attention_of(kept).k_proj is not attention_of(kept).q_proj
 
 
 def test_batches_depend_on_their_place_alone(detector: SuperPointForKeypointDetection, photos: Photos) -> None:

@@ -13,7 +13,7 @@ from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.lightglue.attention import Attention
 from keyglue.matching.lightglue.configuration import LightGlueConfig
 from keyglue.matching.lightglue.lightglue import LightGlueMatcher
-from keyglue.matching.lightglue.loss import assignment_loss, confidence_loss, matching_loss, matching_losses
+from keyglue.matching.lightglue.loss import assignment_loss, best_of, confidence_loss, matching_loss, matching_losses
 from keyglue.matching.lightglue.ragged import Packing
 from keyglue.training.initialise import start_random
 
@@ -182,3 +182,18 @@ def test_impossible_labels_are_told() -> None:
     ):
         with pytest.raises(InputError, match=message):
             matching_loss(matcher, [pair], [labels])
+
+
+@pytest.mark.parametrize(("threshold", "answers"), [(0.1, [1, 2]), (0.2, [2, 2]), (0.0, [1, 0])])
+def test_an_answer_is_a_match_only_above_the_filter_threshold(threshold, answers):
+    # Two points against two; the last row and column are "no match", which the threshold does not look at.
+    probability = torch.tensor([[0.05, 0.15, 0.7], [0.02, 0.01, 0.9], [0.8, 0.8, 0.0]])
+    best0, best1 = best_of((probability + 1e-20).log()[None], threshold)
+    assert best0.tolist() == [answers]
+    assert best1.tolist() == [[2 if threshold >= 0.05 else 0, 2 if threshold >= 0.15 else 0]]
+
+
+def test_answers_of_an_image_without_points():
+    best0, best1 = best_of(torch.zeros(1, 1, 4), 0.1)
+    assert best0.shape == (1, 0)
+    assert best1.tolist() == [[0, 0, 0]]

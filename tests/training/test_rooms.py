@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from keyglue.base.errors import InputError
 from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
 from keyglue.matching.lightglue.loss import check_labels
 from keyglue.matching.nearest_neighbor import match_nearest
@@ -97,3 +98,12 @@ def test_matches_of_rooms_are_labelled_and_descriptors_find_them(photos: Photos)
             right += int((nearest[true] == labels[0][true]).sum())
     assert labelled > 100
     assert right > 0.5 * labelled
+
+
+def test_settings_under_which_no_two_views_see_the_same_end_with_an_error(photos: Photos) -> None:
+    generator = torch.Generator().manual_seed(0)
+    narrow = RoomSource(photos, (24, 32), RoomSettings(field_of_view=(0.01, 0.01)))
+    with pytest.raises(InputError, match=r"no two of 2 views see the same things\. Let the cameras stand closer"):
+        narrow.draw(2, generator)
+    with pytest.raises(InputError, match="two views at the least, got 1"):
+        RoomSource(photos, (24, 32), SETTINGS).draw(1, generator)

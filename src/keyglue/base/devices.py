@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from keyglue.base.errors import InputError
 
@@ -63,3 +64,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     # There is no public name for it yet.
     checks = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
     return device.type == "cpu" and any(check is not None and check() for check in checks)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device without waiting for what the device has still to do.
+
+    To a GPU it goes through memory that the operating system leaves in place, so that the copy runs beside computation.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)

@@ -6,6 +6,7 @@ right, y down, the centre of the top-left pixel at (0, 0).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -20,6 +21,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from keyglue.base.checkpoints import read_safetensors
+from keyglue.base.devices import to_device
 from keyglue.base.errors import CheckpointError, InputError
 from keyglue.base.files import atomic_write
 
@@ -69,9 +71,11 @@ class Features:
         object.__setattr__(self, "image_size", _checked_size("image_size", self.image_size))
         if self.original_size is not None:
             object.__setattr__(self, "original_size", _checked_size("original_size", self.original_size))
-        for name, value in self._tensors().items():
-            if not torch.isfinite(value).all():
-                raise InputError(f"{name} holds NaN or infinite values.")
+        tensors = self._tensors()
+        finite = torch.stack([torch.isfinite(value).all() for value in tensors.values()])
+        if not finite.all():  # asked once, because a GPU's answer has to be waited for
+            names = [name for name, is_finite in zip(tensors, finite.tolist(), strict=True) if not is_finite]
+            raise InputError(f"{names[0]} holds NaN or infinite values.")
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
@@ -86,15 +90,23 @@ class Features:
 
     def to(self, device: torch.device | str) -> Self:
         """Return the features on another device."""
-        return dataclasses.replace(self, **{name: value.to(device) for name, value in self._tensors().items()})
+        target = torch.device(device)
+        return self._changed({name: to_device(value, target) for name, value in self._tensors().items()})
 
     def with_original_size(self, size: tuple[int, int]) -> Self:
         """Return the features with a note of the image's height and width before it was resized."""
-        return dataclasses.replace(self, original_size=size)
+        return self._changed({"original_size": _checked_size("original_size", size)})
 
     def select(self, index: Tensor) -> Self:
         """Return the features of some keypoints: ``index`` is (S,) integers or an (N,) boolean mask."""
-        return dataclasses.replace(self, **{name: value[index] for name, value in self._tensors().items()})
+        return self._changed({name: value[index] for name, value in self._tensors().items()})
+
+    def _changed(self, values: dict[str, Any]) -> Self:
+        """Return a copy with other values that need no check."""
+        copied = copy.copy(self)
+        for name, value in values.items():
+            object.__setattr__(copied, name, value)
+        return copied
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the features to one safetensors file, atomically."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from keyglue.base import native
 from keyglue.base.checkpoints import StateDict
 from keyglue.base.config import PretrainedConfig, config_dataclass, require_bool, require_int, require_number
 from keyglue.base.derived import Derived
@@ -33,6 +34,7 @@ from keyglue.keypoints.formats import (
 from keyglue.keypoints.nms import find_keypoints, refine_keypoints
 from keyglue.keypoints.sampling import sample_descriptors
 from keyglue.keypoints.superpoint_fast import FastSuperPoint, can_run_fast
+from keyglue.keypoints.superpoint_native import NativeSuperPoint
 
 JOINT_PREFIX = "keypoint_detector."
 
@@ -168,16 +170,28 @@ class DescriptorDecoder(nn.Module):
         return F.normalize(self.conv_descriptor_b(F.relu(self.conv_descriptor_a(encoded))).float(), dim=1)
 
 
-# A map of scores (h, w), and what gives descriptors (N, D) at keypoints (N, 2).
-_Maps = tuple[Tensor, Callable[[Tensor], Tensor]]
+class _Maps(NamedTuple):
+    """What is known of an image before keypoints are chosen.
+
+    Args:
+        scores: (h, w).
+        describe: Gives descriptors (N, D) at keypoints (N, 2).
+        find: Chooses keypoints, as ``find_keypoints`` does.
+    """
+
+    scores: Tensor
+    describe: Callable[[Tensor], Tensor]
+    find: Callable[..., tuple[Tensor, Tensor]] = find_keypoints
+
+
 _PARTS = (Encoder, nn.ModuleList, ConvBlock, KeypointDecoder, DescriptorDecoder, nn.Conv2d)
 
 
 class SuperPointForKeypointDetection(KeypointDetector):
     """SuperPoint with a documented transformers-style interface and ``extract`` for Features.
 
-    Inference takes the fast path (superpoint_fast.py); gradients, training, hooks on the layers, autocast and hidden
-    states take the reference path, which is the one to read.
+    Inference takes the fast path (superpoint_fast.py, superpoint_native.py); gradients, training, hooks on the layers,
+    autocast and hidden states take the reference path, which is the one to read.
 
     Args:
         config: Settings; the weights are random.
@@ -192,6 +206,7 @@ class SuperPointForKeypointDetection(KeypointDetector):
         self.keypoint_decoder = KeypointDecoder(config)
         self.descriptor_decoder = DescriptorDecoder(config)
         self._fast: Derived[FastSuperPoint] = Derived()
+        self._native: Derived[NativeSuperPoint] = Derived()
         self.init_weights()
 
     def forward(
@@ -268,9 +283,9 @@ class SuperPointForKeypointDetection(KeypointDetector):
                 continue
             # Cropping keeps padding out of every convolution.
             maps = self._maps(gray[members, :, :height, :width], members, gray.shape, states)
-            for index, (scores, describe) in zip(members, maps, strict=True):
+            for index, known in zip(members, maps, strict=True):
                 mask = masks[index] if masks is not None else None
-                found[index] = self._describe(scores, describe, size, mask)
+                found[index] = self._describe(known, size, mask)
         return [found[index] for index in range(len(sizes))]
 
     def _maps(
@@ -278,10 +293,7 @@ class SuperPointForKeypointDetection(KeypointDetector):
     ) -> list[_Maps]:
         """Return what is known of images (B, 1, h, w) of one size before keypoints are chosen."""
         if states is None and can_run_fast(self, images, _PARTS):
-            dtype = self.inference_dtype
-            fast = self._fast.get(self.parameters(), partial(FastSuperPoint, self, dtype), dtype)
-            scores, encoded = fast.maps(images)
-            return [(s, partial(fast.describe, encoded=e)) for s, e in zip(scores, encoded, strict=True)]
+            return self._fast_maps(images)
         stages = self.encoder(images)
         if states is not None:
             _collect(states, stages, members, batch_shape)
@@ -289,9 +301,24 @@ class SuperPointForKeypointDetection(KeypointDetector):
         descriptor_maps = self.descriptor_decoder(stages[-1])
         cell = self.config.cell
         return [
-            (s, partial(sample_descriptors, descriptor_map=d, cell=cell))
+            _Maps(s, partial(sample_descriptors, descriptor_map=d, cell=cell))
             for s, d in zip(scores, descriptor_maps, strict=True)
         ]
+
+    def _fast_maps(self, images: Tensor) -> list[_Maps]:
+        dtype = self.inference_dtype
+        kernels = native.kernels(dtype) if images.device.type == "cpu" else None
+        if kernels is not None:
+            compiled = self._native.get(self.parameters(), partial(NativeSuperPoint, self, kernels), kernels.name)
+            if compiled.suits(images):
+                scores, cells = compiled.maps(images)
+                return [
+                    _Maps(s, partial(compiled.describe, encoded=c), compiled.find_keypoints)
+                    for s, c in zip(scores, cells, strict=True)
+                ]
+        fast = self._fast.get(self.parameters(), partial(FastSuperPoint, self, dtype), (dtype, self.compile_mode))
+        scores, encoded = fast.maps(images)
+        return [_Maps(s, partial(fast.describe, encoded=e)) for s, e in zip(scores, encoded, strict=True)]
 
     def _groups(self, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
         """Return which images run together: those of one size, or on a CPU, where caches are small, each by itself."""
@@ -312,14 +339,12 @@ class SuperPointForKeypointDetection(KeypointDetector):
             detector="superpoint",
         )
 
-    def _describe(
-        self, scores: Tensor, describe: Callable[[Tensor], Tensor], size: tuple[int, int], mask: Tensor | None
-    ) -> Features:
-        config = self.config
+    def _describe(self, maps: _Maps, size: tuple[int, int], mask: Tensor | None) -> Features:
+        config, scores = self.config, maps.scores
         if mask is not None:
             inside = mask.to(scores.device).bool()[: scores.shape[0], : scores.shape[1]]
             scores = scores.masked_fill(~inside, 0)
-        keypoints, values = find_keypoints(
+        keypoints, values = maps.find(
             scores,
             config.nms_radius,
             config.keypoint_threshold,
@@ -331,7 +356,7 @@ class SuperPointForKeypointDetection(KeypointDetector):
             keypoints = refine_keypoints(keypoints, scores, config.refinement_radius)
         return Features(
             keypoints=keypoints,
-            descriptors=describe(keypoints),
+            descriptors=maps.describe(keypoints),
             image_size=size,
             keypoint_scores=values,
             detector="superpoint",

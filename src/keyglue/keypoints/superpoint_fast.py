@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from keyglue.base.fast_path import is_hooked, suits_fast_path
 from keyglue.keypoints.convolution import PackedConvolution
 from keyglue.keypoints.sampling import bilinear_corners
+from keyglue.keypoints.superpoint_compiled import CompiledMaps
 
 if TYPE_CHECKING:
     from keyglue.keypoints.superpoint import ConvBlock, SuperPointForKeypointDetection
@@ -73,6 +74,8 @@ class FastSuperPoint:
         self._descriptor_patch = _linear(descriptors.conv_descriptor_a, dtype)
         self._descriptor = _linear(descriptors.conv_descriptor_b, dtype)
         self._cell = model.config.cell
+        mode = model.compile_mode if model.device.type != "cpu" else None  # strips are quicker on a CPU
+        self._compiled = None if mode is None else CompiledMaps(model, dtype, mode)
 
     def maps(self, gray: Tensor) -> tuple[Tensor, Tensor]:
         """Return the probability of keypoints and what ``describe`` needs.
@@ -83,6 +86,8 @@ class FastSuperPoint:
         Returns:
             (B, 8 (h // 8), 8 (w // 8)) in float32, and the encoder's output (B, C, h // 8, w // 8).
         """
+        if self._compiled is not None:
+            return self._compiled(gray)
         if gray.device.type == "cpu":
             images = [self._encode_in_strips(image[None]) for image in gray]
             encoded = images[0] if len(images) == 1 else torch.cat(images)

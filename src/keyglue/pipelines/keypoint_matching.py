@@ -116,6 +116,7 @@ def pipeline(
     device: int | str | torch.device | None = "cpu",
     dtype: str | torch.dtype | None = None,
     torch_dtype: str | torch.dtype | None = None,
+    compile: bool | str = False,
     trust_remote_code: bool | None = None,
     model_kwargs: dict[str, Any] | None = None,
     **where: Any,
@@ -130,6 +131,8 @@ def pipeline(
         device: Where to compute; -1 is the CPU.
         dtype: Floating point type to compute in.
         torch_dtype: Older name of ``dtype``.
+        compile: Compile the model with torch.compile; True or one of its modes, as for the model's
+            ``from_pretrained``.
         trust_remote_code: Accepted; code that a checkpoint names is never run.
         model_kwargs: Further arguments of the model's ``from_pretrained``.
         **where: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
@@ -155,7 +158,13 @@ def pipeline(
             else config
         )
         loaded = AutoModelForKeypointMatching.from_pretrained(
-            model, config=settings, device=_device(device), dtype=dtype or torch_dtype, **where, **(model_kwargs or {})
+            model,
+            config=settings,
+            device=_device(device),
+            dtype=dtype or torch_dtype,
+            compile=compile,
+            **where,
+            **(model_kwargs or {}),
         )
     if isinstance(image_processor, LightGlueImageProcessor):
         processor = image_processor

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
-from keyglue.base.devices import resolve_device
+from keyglue.base.devices import resolve_device, to_device
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features, Matches
 from keyglue.images.coordinates import resize_keypoints, unrotate_keypoints
@@ -53,6 +53,7 @@ class Matcher:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        compile: bool | str = False,
         max_keypoints: int | None = None,
         resize: ResizeTo | None = None,
         filter_threshold: float | None = None,
@@ -64,6 +65,8 @@ class Matcher:
             model: Name of a bundled model (the default), a local folder, or a Hub id.
             device: Where to compute; the best device there is unless told.
             dtype: Floating point type to compute in; unless told, what is quickest on the device: float32 or bfloat16.
+            compile: Compile the model with torch.compile: True or one of its modes. The first call takes a minute;
+                see docs/performance.md for when it pays.
             max_keypoints: Largest number of keypoints an image; -1 for all; the model's own unless told.
             resize: What images are resized to before detection: an int for the longest edge, (height, width), or a
                 processor's ``size``; the model's own unless told.
@@ -77,7 +80,7 @@ class Matcher:
         if filter_threshold is not None:
             kwargs["filter_threshold"] = filter_threshold
         loaded = LightGlueForKeypointMatching.from_pretrained(
-            model, device=resolve_device(device), dtype=dtype, **kwargs
+            model, device=resolve_device(device), dtype=dtype, compile=compile, **kwargs
         )
         where = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
         if resize is not None:
@@ -218,7 +221,7 @@ class Matcher:
         prepared = steps.apply(pixels, "channels_first")
         target = (prepared.shape[1], prepared.shape[2])
         wanted = None if mask is None else resize_mask(mask, target)
-        features = self.model.extract(prepared.to(self.model.device), mask=wanted)
+        features = self.model.extract(to_device(prepared, self.model.device), mask=wanted)
         return features if target == original else features.with_original_size(original)
 
     def _best_turn(self, pixels0: Tensor, pixels1: Tensor) -> int:
@@ -243,6 +246,7 @@ def match(
     rotate: int | str = 0,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    compile: bool | str = False,
     seed: int = 0,
 ) -> PairResult:
     """Find which points of two photographs are the same point of the world.
@@ -261,6 +265,7 @@ def match(
         rotate: As for ``Matcher.match``.
         device: As for ``Matcher.from_pretrained``.
         dtype: As for ``Matcher.from_pretrained``.
+        compile: As for ``Matcher.from_pretrained``.
         seed: As for ``Matcher.match``.
 
     Returns:
@@ -271,14 +276,14 @@ def match(
     """
     if isinstance(model, Matcher):
         given: dict[str, Any] = {"max_keypoints": max_keypoints, "resize": resize, "device": device, "dtype": dtype}
-        given["filter_threshold"] = filter_threshold
+        given.update(filter_threshold=filter_threshold, compile=compile or None)
         if any(value is not None for value in given.values()):
             names = ", ".join(name for name, value in given.items() if value is not None)
             raise InputError(f"{names}: a Matcher brings its own settings; give them to Matcher.from_pretrained.")
         matcher = model
     else:
         size = None if resize is None else tuple(sorted(_size_rule(resize).items()))
-        matcher = _loaded(model, max_keypoints, size, filter_threshold, str(resolve_device(device)), dtype)
+        matcher = _loaded(model, max_keypoints, size, filter_threshold, str(resolve_device(device)), dtype, compile)
     return matcher.match(image0, image1, mask=mask, rotate=rotate, seed=seed)
 
 
@@ -290,6 +295,7 @@ def _loaded(
     filter_threshold: float | None,
     device: str,
     dtype: str | torch.dtype | None,
+    compile: bool | str,
 ) -> Matcher:
     return Matcher.from_pretrained(
         model,
@@ -298,6 +304,7 @@ def _loaded(
         filter_threshold=filter_threshold,
         device=device,
         dtype=dtype,
+        compile=compile,
     )
 
 

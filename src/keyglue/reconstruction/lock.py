@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from keyglue.base.errors import StoreError
 
@@ -24,11 +24,7 @@ def locked(target: Path) -> Generator[None]:
         StoreError: Another process holds the right; the message names it.
     """
     path = target / ".lock" if target.is_dir() else target.with_name(f"{target.name}.lock")
-    with path.open("a+") as stream:
-        if not _try_lock(stream):
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise StoreError(f"{target} is being written by {holder}. Wait until it is done, or give another place.")
+    with _held(path, target) as stream:
         stream.seek(0)
         stream.truncate()
         stream.write(f"process {os.getpid()}")
@@ -36,11 +32,45 @@ def locked(target: Path) -> Generator[None]:
         try:
             yield
         finally:
-            # Removed while still held, so that nobody finds a file of which the lock is about to go.
-            path.unlink(missing_ok=True)
+            # Removed while still held, so that nobody finds a file of which the lock is about to go. Windows removes no
+            # open file; there it stays, and the next one takes it over.
+            with suppress(OSError):
+                path.unlink()
 
 
-def _try_lock(stream: Any) -> bool:
+def _held(path: Path, target: Path) -> TextIO:
+    """Return a lock file, open and locked.
+
+    Raises:
+        StoreError: Another process holds it.
+    """
+    while True:
+        stream = path.open("a+")
+        try:
+            held, current = _try_lock(stream), _is_still(stream, path)
+            if held and current:
+                return stream
+            if current:
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+                raise StoreError(
+                    f"{target} is being written by {holder}. Wait until it is done, or give another place."
+                )
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()  # its holder was done and removed it after it was opened here: it guards nothing any more
+
+
+def _is_still(stream: TextIO, path: Path) -> bool:
+    """Tell whether an open file is the one that has the name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(stream: TextIO) -> bool:
     try:
         import fcntl
     except ImportError:  # Windows
@@ -57,8 +87,4 @@ def _try_lock(stream: Any) -> bool:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
-    # The file may have been removed by its holder between opening and locking: then this lock guards nothing.
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), os.stat(stream.name))
-    except FileNotFoundError:
-        return False
+    return True

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from keyglue.base.errors import InputError
 from keyglue.base.files import atomic_path, atomic_write
@@ -34,10 +33,11 @@ from keyglue.reconstruction.pairs import Pairs
 from keyglue.reconstruction.refine import RefineOptions, refine_model
 from keyglue.reconstruction.show import draw_model
 from keyglue.reconstruction.store import FeatureStore, MatchStore
+from keyglue.reconstruction.times import StageTimes
 from keyglue.reconstruction.verify import VerifyOptions, import_pycolmap, pixel_scale
 
-Value = TypeVar("Value")
 _SAMPLE = 16
+_MADE_FROM = "sparse/made_from"  # of the output folder: a digest of what its model was made from
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class ReconstructOptions:
         resize: Longest edge of what the model sees; 0 for full size.
         devices: Where to compute: one process for each; none named for this process and the best device there is.
         dtype: Floating point type to compute in.
+        compile: As for ``Matcher.from_pretrained``.
         masks: Which pixels may hold keypoints.
         max_tile: Larger images are described in tiles of this many pixels on a side.
         threads: Number of threads that decode images ahead.
@@ -65,6 +66,7 @@ class ReconstructOptions:
     resize: int = 1280
     devices: tuple[str, ...] = ()
     dtype: str | None = None
+    compile: bool | str = False
     masks: Masks = dataclasses.field(default_factory=Masks)
     max_tile: int = 1280
     threads: int = 2
@@ -79,7 +81,12 @@ class ReconstructOptions:
         size = {"resize": self.resize} if self.resize else {}
         device = self.devices[0] if len(self.devices) == 1 else "cpu" if self.devices else None
         loaded = Matcher.from_pretrained(
-            self.model, device=device, dtype=self.dtype, max_keypoints=self.max_keypoints, **size
+            self.model,
+            device=device,
+            dtype=self.dtype,
+            compile=self.compile,
+            max_keypoints=self.max_keypoints,
+            **size,
         )
         if not self.resize:
             loaded.processor.do_resize = False
@@ -100,7 +107,7 @@ class Reconstruction:
         models: Number of models that have no image in common.
         pairs: Number of pairs.
         failed: Images and pairs that were left out, with the reason.
-        seconds: Time of each stage.
+        seconds: Time of each stage, in all runs that made what is there.
     """
 
     folder: Path
@@ -117,7 +124,7 @@ class Reconstruction:
             "models": self.models,
             "pairs": self.pairs,
             "failed": self.failed,
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "seconds": self.seconds,
         }
 
 
@@ -144,41 +151,49 @@ def reconstruct(
     import_pycolmap()  # before hours of work, not after them
     names = find_images(images)
     output.mkdir(parents=True, exist_ok=True)
-    seconds: dict[str, float] = {}
     with locked(output):
-        features, matches = output / "features.h5", output / "matches.h5"
-        matcher, executor = chosen.matcher(), chosen.executor()
-        described = _timed(seconds, "extract")(extract_images)(
-            images,
-            names,
-            features,
-            matcher,
-            masks=chosen.masks,
-            max_tile=chosen.max_tile,
-            threads=chosen.threads,
-            executor=executor,
-            progress=progress,
-        )
+        features, matches, pair_list = output / "features.h5", output / "matches.h5", output / "pairs.txt"
+        matcher, executor, times = chosen.matcher(), chosen.executor(), StageTimes(output / "times.json")
+        with times.of("extract") as work:
+            described = extract_images(
+                images,
+                names,
+                features,
+                matcher,
+                masks=chosen.masks,
+                max_tile=chosen.max_tile,
+                threads=chosen.threads,
+                executor=executor,
+                progress=progress,
+            )
+            work.done, work.kept = described.done, described.kept
         names = [name for name in names if name not in described.failed]
         if len(names) < 2:
             raise InputError(f"{images} has {len(names)} image that can be read; a model takes at least two.")
-        pairs = _timed(seconds, "pairs")(choose_pairs)(features, names, chosen.pairs, output / "pairs.txt", progress)
-        matched = _timed(seconds, "match")(match_images)(
-            pairs,
-            names,
-            features,
-            matches,
-            matcher,
-            verify=chosen.verify,
-            min_overlap=chosen.min_overlap,
-            memory=chosen.memory,
-            executor=executor,
-            progress=progress,
-        )
-        summary, count = _timed(seconds, "map")(map_images)(
-            images, names, pairs, features, matches, output, chosen.mapping, progress
-        )
-        found = Reconstruction(output, summary, count, len(pairs), {**described.failed, **matched.failed}, seconds)
+        with times.of("pairs") as work:
+            before = _state(pair_list)
+            pairs = choose_pairs(features, names, chosen.pairs, pair_list, progress)
+            work.done = before != _state(pair_list)
+        with times.of("match") as work:
+            matched = match_images(
+                pairs,
+                names,
+                features,
+                matches,
+                matcher,
+                verify=chosen.verify,
+                min_overlap=chosen.min_overlap,
+                memory=chosen.memory,
+                executor=executor,
+                progress=progress,
+            )
+            work.done, work.kept = matched.done, matched.kept
+        with times.of("map") as work:
+            before = _state(output / _MADE_FROM)
+            summary, count = map_images(images, names, pairs, features, matches, output, chosen.mapping, progress)
+            work.done = before != _state(output / _MADE_FROM)
+        failed = {**described.failed, **matched.failed}
+        found = Reconstruction(output, summary, count, len(pairs), failed, times.seconds)
         atomic_write(output / "summary.json", json.dumps(found.to_dict(), indent=2) + "\n")
     return found
 
@@ -213,7 +228,7 @@ def map_images(
     Raises:
         KeyglueError: No model came about.
     """
-    mark, scale = output / "sparse" / "made_from", 1.0
+    mark, scale = output / _MADE_FROM, 1.0
     with FeatureStore(features) as described, MatchStore(matches) as matched:
         stamps = [described.digest(name) for name in names]
         key = digest(names, stamps, pairs.tolist(), matched.header, dataclasses.asdict(options))
@@ -243,17 +258,10 @@ def _refine(folder: Path, images: Path, features: Path, options: MapOptions, pro
     model.write_binary(folder)
 
 
-def _timed(seconds: dict[str, float], stage: str) -> Callable[[Callable[..., Value]], Callable[..., Value]]:
-    """Note how long a function takes."""
-
-    def wrap(function: Callable[..., Value]) -> Callable[..., Value]:
-        def run(*args: Any, **kwargs: Any) -> Value:
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                seconds[stage] = time.perf_counter() - start
-
-        return run
-
-    return wrap
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return what tells one version of a file from the next, None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino

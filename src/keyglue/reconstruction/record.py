@@ -102,7 +102,7 @@ class ImageRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from keyglue.base.errors import InputError, StoreError
 from keyglue.base.types import Features
 from keyglue.images.coordinates import resize_keypoints
-from keyglue.reconstruction.container import ATTRIBUTE, Container
+from keyglue.reconstruction.container import Container
 from keyglue.reconstruction.record import ImageRecord
 
 _BYTES_PER_GROUP = 2000  # what HDF5 needs beside the data, about
@@ -34,7 +33,7 @@ class FeatureStore(Container):
 
     def names(self) -> list[str]:
         """Return the names of the images, sorted."""
-        return sorted(name for name, _ in self.groups("keypoints"))
+        return sorted(self.group_names("keypoints"))
 
     def __contains__(self, name: str) -> bool:
         return f"{name}/keypoints" in self.file
@@ -55,9 +54,7 @@ class FeatureStore(Container):
             "features": _digest(arrays),
         }
         with self.entry(name, sum(array.nbytes for array in arrays.values()) + _BYTES_PER_GROUP) as group:
-            for key, array in arrays.items():
-                group.create_dataset(key, data=array)
-            group.attrs[ATTRIBUTE] = json.dumps(note)
+            self.fill(group, arrays, note)
 
     def load(self, name: str) -> Features:
         """Read the features of an image.
@@ -70,7 +67,7 @@ class FeatureStore(Container):
         with self.reading(name):
             arrays = {key: np.asarray(group[key]) for key in group}
             self.count_bytes(sum(array.nbytes for array in arrays.values()))
-            note = self._note(group)
+            note = self.note_of(group, name)
             if "features" in note and note["features"] != _digest(arrays):
                 raise StoreError(f"{self.path} is damaged at {name}: its content has changed. Delete the file.")
             width, height = (int(value) for value in arrays["image_size"])
@@ -115,7 +112,7 @@ class FeatureStore(Container):
         """Return what is known of an image's file; of a store of other code that is its size."""
         group = self.group(name)
         with self.reading(name):
-            note = self._note(group)
+            note = self.note_of(group, name)
             if "size" in note:
                 return ImageRecord.from_dict(note)
             width, height = (int(value) for value in np.asarray(group["image_size"]))
@@ -125,13 +122,8 @@ class FeatureStore(Container):
         """Return a digest of an image's features, by which matches know what they were made from."""
         group = self.group(name)
         with self.reading(name):
-            found = self._note(group).get("features")
+            found = self.note_of(group, name).get("features")
             return found or _digest({key: np.asarray(group[key]) for key in group})
-
-    @staticmethod
-    def _note(group: Any) -> dict[str, Any]:
-        text = group.attrs.get(ATTRIBUTE)
-        return {} if text is None else json.loads(text)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,7 +157,7 @@ class MatchStore(Container):
         """
         known = {name.replace("/", "-"): name for name in names}
         for name, group in self.groups("matches0"):
-            first, second = self._note(group, name).get("names") or name.split("/")
+            first, second = self.note_of(group, name).get("names") or name.split("/")
             yield known.get(first, first), known.get(second, second)
 
     def stamp(self, name0: str, name1: str) -> tuple[str, str] | None:
@@ -175,7 +167,7 @@ class MatchStore(Container):
             group = self.file.get(key)
             if group is None:
                 return None
-            digests = self._note(group, key).get("features", ["", ""])
+            digests = self.note_of(group, key).get("features", ["", ""])
             return digests[0], digests[1]
 
     def save(
@@ -196,14 +188,12 @@ class MatchStore(Container):
         first = found.matches[:, 0]
         index[first], scores[first] = found.matches[:, 1], found.scores
         note = {"names": [name0, name1], "features": list(digests), "geometry": found.geometry}
+        arrays: dict[str, NDArray[Any]] = {"matches0": index, "matching_scores0": scores}
+        if found.inliers is not None:
+            arrays["inliers0"] = np.zeros(count, dtype=bool)
+            arrays["inliers0"][first] = found.inliers
         with self.entry(pair_key(name0, name1), 5 * count + _BYTES_PER_GROUP) as group:
-            group.create_dataset("matches0", data=index)
-            group.create_dataset("matching_scores0", data=scores)
-            if found.inliers is not None:
-                inliers = np.zeros(count, dtype=bool)
-                inliers[first] = found.inliers
-                group.create_dataset("inliers0", data=inliers)
-            group.attrs[ATTRIBUTE] = json.dumps(note)
+            self.fill(group, arrays, note)
 
     def load(self, name0: str, name1: str) -> PairMatches:
         """Read the matches of a pair, whichever of the two images was first when they were written.
@@ -225,12 +215,7 @@ class MatchStore(Container):
             if swapped:
                 # The geometry belongs to the order in which the pair was written.
                 return PairMatches(matches[:, ::-1], scores[first], inliers)
-            return PairMatches(matches, scores[first], inliers, self._note(group, key).get("geometry"))
-
-    def _note(self, group: Any, key: str) -> dict[str, Any]:
-        with self.reading(key):
-            text = group.attrs.get(ATTRIBUTE)
-            return {} if text is None else json.loads(text)
+            return PairMatches(matches, scores[first], inliers, self.note_of(group, key).get("geometry"))
 
 
 def pair_key(name0: str, name1: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keyglue.base.devices import to_device
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features
 from keyglue.pipelines.matcher import Matcher
@@ -74,7 +75,7 @@ def _describe_tile(
     window = (slice(rows[0], rows[1]), slice(columns[0], columns[1]))
     tile = matcher.processor.steps(do_resize=False).apply(pixels[:, window[0], window[1]], "channels_first")
     wanted = None if mask is None else mask[window]
-    features = matcher.model.extract(tile.to(matcher.model.device), mask=wanted)
+    features = matcher.model.extract(to_device(tile, matcher.model.device), mask=wanted)
     if tile.shape[1:] == pixels.shape[1:]:
         return features
     features = features.to("cpu")

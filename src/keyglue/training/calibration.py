@@ -29,6 +29,7 @@ from keyglue.training.task import generator_for
 
 _SEED = 7
 _FEWEST, _MOST = 96, 1024
+_SIZE = (480, 640)
 _ROOMS = 0.4
 _RIDGE = 1e-5
 BINS = 10
@@ -158,7 +159,8 @@ def _describe(
     model: LightGlueForKeypointMatching, photos: Photos, generator: torch.Generator
 ) -> tuple[Features, Features]:
     """Describe two views of one photograph or room, both with the same number of keypoints or fewer."""
-    views = ViewSettings(size=(240, 320))
+    # Large enough for the most keypoints: how many of them match by chance depends on their number.
+    views = ViewSettings(size=_SIZE)
     in_room = float(torch.rand((), generator=generator)) < _ROOMS
     source = RoomSource(photos, views.size, RoomSettings()) if in_room else PhotoSource(photos, views)
     detector = model.keypoint_detector

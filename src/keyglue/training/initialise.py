@@ -74,6 +74,25 @@ def never_confident(matcher: LightGlueMatcher) -> None:
             nn.init.constant_(head.token.bias, -10.0)
 
 
+def share_cross_projections(matcher: LightGlueMatcher, *, new: bool) -> None:
+    """Make queries and keys of each cross-attention one linear map, as in the paper (section 3.1).
+
+    All published weights have it so, the original layout stores one map for both, and one similarity then serves both
+    directions.
+
+    Args:
+        matcher: The matcher; widths of keys and queries that differ (fewer heads for keys) are left alone.
+        new: Whether the weights are new; in trained ones only maps that are equal become one.
+    """
+    for layer in cast("list[TransformerLayer]", list(matcher.transformer_layers)):
+        attention = layer.cross_attention
+        query, key = attention.q_proj.state_dict(), attention.k_proj.state_dict()
+        if query["weight"].shape != key["weight"].shape:
+            continue
+        if new or all(torch.equal(query[name], key[name]) for name in query):
+            attention.k_proj = attention.q_proj
+
+
 def fold_scale(matcher: LightGlueMatcher, scale: float) -> None:
     """Change the weights so that the matcher does with descriptors d what it did with scale * d.
 
@@ -89,7 +108,8 @@ def fold_scale(matcher: LightGlueMatcher, scale: float) -> None:
                 (layer.self_attention, layer.self_mlp),
                 (layer.cross_attention, layer.cross_mlp),
             ):
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                # Each once: in training queries and keys of cross-attention may be one module.
+                for projection in {attention.q_proj, attention.k_proj, attention.v_proj}:
                     projection.weight.mul_(scale)
                 mlp.fc1.weight[:, : matcher.config.descriptor_dim] *= scale
                 mlp.fc2.weight.div_(scale)

@@ -25,6 +25,7 @@ from keyglue.training.homographies import ViewSettings
 from keyglue.training.initialise import (
     DESCRIPTOR_SCALE,
     fold_scale,
+    share_cross_projections,
     start_as_nearest_neighbours,
     start_random,
 )
@@ -133,6 +134,7 @@ class MatcherTask(Task):
         matcher = start
         if matcher is None:
             matcher = self._new_matcher(detector)
+        share_cross_projections(matcher, new=start is None)
         self.module = _prepared(matcher, settings.stage).to(photos.device)
         self.held_out = _describe_held_out(held_out, settings, self.detector)
 

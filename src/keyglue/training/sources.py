@@ -30,12 +30,14 @@ from keyglue.training.homographies import (
 from keyglue.training.labels import Labels, homography_labels, labels_from_depth
 from keyglue.training.photometric import PhotometricSettings, change_light
 from keyglue.training.photos import Photos
-from keyglue.training.rooms import RoomSettings, random_room
+from keyglue.training.rooms import RoomSettings, RoomViews, random_room
 from keyglue.training.scenes import FEWEST_SHARED, Scene
 
 POSITIVE = 3.0
 # Beyond this a keypoint has no match: homographies are exact, depth and poses are not.
 NEGATIVE_EXACT, NEGATIVE = 3.0, 5.0
+# With the settings' own values one room in fifty is drawn again, where two views are drawn.
+_MOST_ROOMS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,12 +174,18 @@ class RoomSource(Source):
         self.photos, self.size, self.settings = photos, size, settings
 
     def draw(self, views: int, generator: torch.Generator) -> Plan:
-        """Draw rooms until one has two views that see the same things."""
-        while True:
-            room = random_room(self.photos, views, self.size, self.settings, generator)
-            pairs = [pair for pair in itertools.combinations(range(views), 2) if room.overlap(*pair) >= FEWEST_SHARED]
-            if pairs:
-                break
+        """Draw rooms until one has two views that see the same things.
+
+        Args:
+            views: Number of views, at least two.
+            generator: Source of randomness, on the CPU.
+
+        Raises:
+            InputError: There are fewer than two views, or with these settings no two views ever see the same things.
+        """
+        if views < 2:
+            raise InputError(f"a group needs two views at the least, got {views}.")
+        room, pairs = self._room(views, generator)
 
         def label(first: int, second: int, features0: Features, features1: Features) -> Labels:
             R, t = room.motion(first, second)
@@ -195,6 +203,18 @@ class RoomSource(Source):
             )
 
         return Plan(room.images, _shuffled(pairs, generator), label)
+
+    def _room(self, views: int, generator: torch.Generator) -> tuple[RoomViews, list[tuple[int, int]]]:
+        """Return a room and the pairs of its views that see the same things, at least one."""
+        for _ in range(_MOST_ROOMS):
+            room = random_room(self.photos, views, self.size, self.settings, generator)
+            pairs = [pair for pair in itertools.combinations(range(views), 2) if room.overlap(*pair) >= FEWEST_SHARED]
+            if pairs:
+                return room, pairs
+        raise InputError(
+            f"in {_MOST_ROOMS} rooms drawn with {self.settings} no two of {views} views see the same things. Let the "
+            "cameras stand closer together (spread) or see more (field_of_view)."
+        )
 
 
 def _rendered(

@@ -19,6 +19,7 @@ from keyglue.ui.models import models, version
 from keyglue.ui.reconstruct import reconstruct, show
 from keyglue.ui.score import score
 from keyglue.ui.stages import features, map_, matches, pairs
+from keyglue.ui.startup import quick_exit
 from keyglue.ui.train import train
 
 
@@ -83,4 +84,5 @@ def _keyglue(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    with quick_exit():
+        app()

@@ -11,6 +11,7 @@ from keyglue.base.errors import InputError, KeyglueError
 from keyglue.base.files import atomic_path
 from keyglue.ui import options
 from keyglue.ui.console import print_error, print_rows, with_progress
+from keyglue.ui.startup import imports
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,6 +29,7 @@ def extract(
     resize: options.Resize = None,
     device: options.Compute = None,
     dtype: options.Precision = None,
+    compile: options.Compile = None,
 ) -> None:
     """Find the keypoints of images and describe them.
 
@@ -39,9 +41,12 @@ def extract(
     if twice:
         raise InputError(f"several images are called {twice[0]}: extract them into different folders.")
     output.mkdir(parents=True, exist_ok=True)
-    from keyglue.pipelines.matcher import Matcher
+    with imports():
+        from keyglue.pipelines.matcher import Matcher
 
-    settings = options.given(model=model, max_keypoints=max_keypoints, resize=resize, device=device, dtype=dtype)
+    settings = options.given(
+        model=model, max_keypoints=max_keypoints, resize=resize, device=device, dtype=dtype, compile=compile
+    )
     targets = {image: output / f"{image.name}.safetensors" for image in images}
     pending = [image for image in images if overwrite or not targets[image].exists()]
     failures = keypoints = 0

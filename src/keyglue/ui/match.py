@@ -14,6 +14,7 @@ from keyglue.base.files import atomic_path, atomic_write
 from keyglue.ui import options
 from keyglue.ui.console import print_hint, print_rows
 from keyglue.ui.pairs import match_pairs, read_pairs
+from keyglue.ui.startup import imports
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +85,7 @@ def match(
     ] = None,
     device: options.Compute = None,
     dtype: options.Precision = None,
+    compile: options.Compile = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the geometry estimation.")] = 0,
 ) -> None:
     """Match two images, or many pairs of images.
@@ -101,6 +103,7 @@ def match(
         filter_threshold=filter_threshold,
         device=device,
         dtype=dtype,
+        compile=compile,
     )
     turn = "auto" if rotate is Rotation.auto else int(rotate.value)
     if pairs is not None:
@@ -121,7 +124,8 @@ def match(
     options.check_target(csv_file, "--csv", (".csv",))
     options.check_target(npz_file, "--npz", (".npz",))
 
-    from keyglue.pipelines import matcher
+    with imports():
+        from keyglue.pipelines import matcher
 
     mask = (mask0, mask1) if mask0 is not None or mask1 is not None else None
     result = matcher.match(image0, image1, mask=mask, rotate=turn, seed=seed, **settings)

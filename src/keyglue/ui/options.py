@@ -25,6 +25,14 @@ Compute = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1
 Precision = Annotated[
     str | None, typer.Option("--dtype", help="float32, float16 or bfloat16; the quickest unless given.")
 ]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        metavar="MODE",
+        help="Compile the model with torch.compile: default, reduce-overhead, max-autotune. For long runs on CUDA.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make results again that are there already.")]
 
 

@@ -122,6 +122,7 @@ def reconstruct(
     memory: Memory = 1024,
     device: Devices = None,
     dtype: options.Precision = None,
+    compile: options.Compile = None,
 ) -> None:
     """Make a 3D model from a folder of photographs.
 
@@ -135,7 +136,7 @@ def reconstruct(
     from keyglue.reconstruction.reconstruct import ReconstructOptions
     from keyglue.reconstruction.reconstruct import reconstruct as run
 
-    given = options.given(min_overlap=min_overlap)
+    given = options.given(min_overlap=min_overlap, compile=compile)
     settings = ReconstructOptions(
         model=model,
         max_keypoints=max_keypoints,

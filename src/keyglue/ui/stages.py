@@ -29,13 +29,19 @@ def features(
     threads: shared.Threads = 2,
     device: shared.Devices = None,
     dtype: options.Precision = None,
+    compile: options.Compile = None,
 ) -> None:
     """Describe a folder of images into one HDF5 file, which hloc reads too."""
     from keyglue.reconstruction.extract import extract_images, find_images
     from keyglue.reconstruction.reconstruct import ReconstructOptions
 
     settings = ReconstructOptions(
-        model=model, max_keypoints=max_keypoints, resize=resize, devices=tuple(device or ()), dtype=dtype
+        model=model,
+        max_keypoints=max_keypoints,
+        resize=resize,
+        devices=tuple(device or ()),
+        dtype=dtype,
+        compile=compile or False,
     )
     with shared.progress_bars() as progress:
         report = extract_images(
@@ -91,6 +97,7 @@ def matches(
     memory: shared.Memory = 1024,
     device: shared.Devices = None,
     dtype: options.Precision = None,
+    compile: options.Compile = None,
 ) -> None:
     """Match pairs of described images into one HDF5 file, which hloc reads too."""
     from keyglue.reconstruction.match import match_images
@@ -100,7 +107,7 @@ def matches(
     from keyglue.reconstruction.store import FeatureStore
     from keyglue.reconstruction.verify import VerifyOptions
 
-    settings = ReconstructOptions(model=model, devices=tuple(device or ()), dtype=dtype)
+    settings = ReconstructOptions(model=model, devices=tuple(device or ()), dtype=dtype, compile=compile or False)
     with FeatureStore(features) as store:
         names = store.names()
     wanted = read_pairs(pairs, names)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keyglue.base.devices import to_device
 from keyglue.matching.lightglue.ragged import Packing
 
 # Images whose numbers of tokens round up to the same multiples of this share a call.
@@ -111,9 +112,9 @@ def _plan(lengths: tuple[int, ...], cross: bool, device: torch.device) -> _Plan:
         keys, mask = _places(offsets[other], counts[other], int(counts[other].max()))
         rows[queries[valid]] = first_row + valid.flatten().nonzero().squeeze(1)
         first_row += len(images) * most
-        masked = None if mask.all() else mask[:, None, None].to(device)
-        groups.append(_Group(queries.to(device), keys.to(device), masked))
-    return _Plan(tuple(groups), rows.to(device))
+        masked = None if mask.all() else to_device(mask[:, None, None], device)
+        groups.append(_Group(to_device(queries, device), to_device(keys, device), masked))
+    return _Plan(tuple(groups), to_device(rows, device))
 
 
 def _places(offsets: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:

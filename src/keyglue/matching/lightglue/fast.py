@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from keyglue.base import native
 from keyglue.base.derived import Derived
 from keyglue.base.fast_path import is_hooked, suits_fast_path
 from keyglue.matching.lightglue.assignment import MatchAssignment, mutual_matches
@@ -23,6 +24,7 @@ from keyglue.matching.lightglue.attention import Attention
 from keyglue.matching.lightglue.attention_blocks import Workspace
 from keyglue.matching.lightglue.confidence import TokenConfidence
 from keyglue.matching.lightglue.fast_cpu import CpuBlock
+from keyglue.matching.lightglue.fast_native import ACTIVATION, NativeAssignment, NativeBlock, NativeWorkspace
 from keyglue.matching.lightglue.fast_packed import PackedBlock
 from keyglue.matching.lightglue.folding import fold_block
 from keyglue.matching.lightglue.layer import MLP, TransformerLayer
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from keyglue.matching.lightglue.lightglue import LightGlueMatcher
 
 MatchesOfPair = tuple[Tensor, Tensor, Tensor, Tensor]
+AnyBlock = NativeBlock | CpuBlock | PackedBlock
 
 
 class ComputePath(Protocol):
@@ -100,11 +103,14 @@ class FastPath:
         self.filter_threshold = filter_threshold
         self.together = not weights.on_cpu
         self.work = Workspace()
+        self.native_work = NativeWorkspace()
 
     def layer(self, index: int, tokens: Tokens) -> Tensor:
         """Return the descriptors (T, D) after a layer, which overwrite ``tokens.x``."""
         for block, cross in zip(self.weights.layers[index], (False, True), strict=True):
-            if isinstance(block, CpuBlock):
+            if isinstance(block, NativeBlock):
+                block.run(tokens, self.native_work)
+            elif isinstance(block, CpuBlock):
                 block.run(tokens, self.work, cross=cross)
             else:
                 block.run(tokens, cross=cross)
@@ -120,8 +126,12 @@ class FastPath:
 
     def matches(self, index: int, x0: Tensor, x1: Tensor) -> MatchesOfPair:
         """Return the matches of one pair."""
-        projected0, projected1 = (F.linear(x, *self.weights.projection[index]) for x in (x0, x1))
         z0, z1 = (self._matchability_logits(index, x) for x in (x0, x1))
+        if self.weights.assignments:
+            found = self.weights.assignments[index].matches(x0, x1, z0, z1, self.filter_threshold, self.native_work)
+            if found is not None:
+                return found
+        projected0, projected1 = (F.linear(x, *self.weights.projection[index]) for x in (x0, x1))
         return match_in_blocks(projected0, projected1, z0, z1, self.filter_threshold)
 
     def _matchability_logits(self, index: int, x: Tensor) -> Tensor:
@@ -134,16 +144,19 @@ class FastWeights:
     Args:
         model: The model; its parameters are copied.
         dtype: Type of the matrix products.
+        kernels: Compiled kernels for that type, if there are any.
 
     Attributes:
         layers: Self and cross block of each layer.
         confidence: Weight and bias of each layer's confidence head.
         matchability: Weight and bias of each layer's matchability head.
         projection: Weight and bias of each layer's final projection, scaled so that its products are the similarity.
+        assignments: The same for the compiled kernels; empty without them.
     """
 
-    def __init__(self, model: LightGlueMatcher, dtype: torch.dtype) -> None:
+    def __init__(self, model: LightGlueMatcher, dtype: torch.dtype, kernels: Any | None = None) -> None:
         self.dtype = dtype
+        self.kernels = kernels
         self.on_cpu = model.device.type == "cpu"
         self.layers = [
             (self._block(model, layer, cross=False), self._block(model, layer, cross=True)) for layer in _layers(model)
@@ -153,14 +166,18 @@ class FastWeights:
         self.confidence = [_float32(head.token) for head in confidences]
         self.matchability = [_float32(layer.matchability) for layer in assignments]
         self.projection = [_float32(layer.final_projection, layer.scale) for layer in assignments]
+        self.assignments = [NativeAssignment(*linear, kernels) for linear in self.projection] if kernels else []
 
-    def _block(self, model: LightGlueMatcher, layer: TransformerLayer, *, cross: bool) -> CpuBlock | PackedBlock:
+    def _block(self, model: LightGlueMatcher, layer: TransformerLayer, *, cross: bool) -> AnyBlock:
         attention = layer.cross_attention if cross else layer.self_attention
         mlp = layer.cross_mlp if cross else layer.self_mlp
         activation = model.config.hidden_act
-        if self.on_cpu and self.dtype == torch.float32:
+        mode = model.compile_mode
+        if self.kernels is not None and activation == ACTIVATION:
+            return NativeBlock(fold_block(attention, mlp, cross=cross), self.kernels, cross=cross)
+        if self.on_cpu and self.dtype == torch.float32 and mode is None:
             return CpuBlock(fold_block(attention, mlp, cross=cross), activation)
-        return PackedBlock(fold_block(attention, mlp, cross=cross, halves=not cross), activation, self.dtype)
+        return PackedBlock(fold_block(attention, mlp, cross=cross, halves=not cross), activation, self.dtype, mode)
 
 
 def _float32(linear: nn.Linear, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -185,7 +202,10 @@ def choose_path(model: LightGlueMatcher, kept: Derived[FastWeights], record: Rec
     # changes through ``.data``, which have no version.
     places = tuple((p.data_ptr(), -1 if p.is_inference() else p._version) for p in parameters)  # pyright: ignore[reportPrivateUsage]
     some = [layer.self_mlp.fc2.weight[0] for layer in _layers(model)]
-    weights = kept.get(some, functools.partial(FastWeights, model, dtype), (dtype, places))
+    mode = model.compile_mode
+    kernels = native.kernels(dtype) if model.device.type == "cpu" and mode is None else None
+    settings = (dtype, mode, None if kernels is None else kernels.name, places)
+    weights = kept.get(some, functools.partial(FastWeights, model, dtype, kernels), settings)
     return FastPath(weights, model.config.filter_threshold)
 
 

@@ -83,19 +83,16 @@ class LightGlueMatcher(PreTrainedModel):
         """Run pairs through the layers, each until it stops."""
         tokens = self.embed(pairs, path.dtype)
         results = Results(tokens.packing, tokens.x.device)
-        tokens = tokens.without(tokens.hopeless())
+        tokens = tokens.rest()
         for index in range(self.config.num_hidden_layers):
             if not tokens.pairs:
                 break
             tokens = tokens.updated(path.layer(index, tokens))
             results.ran_layer(tokens)
-            flags = self._flags(index, tokens, path)
-            unconfident, lengths = (None, None) if flags is None else tokens.packing.count(flags)
+            unconfident, stays = self._flags(index, tokens, path)
             stopping = self._stopping(index, tokens, unconfident, results.original_points)
             results.finish(tokens, stopping, functools.partial(path.matches, index))
-            if flags is not None and lengths is not None:
-                tokens = tokens.keep(flags[1], lengths)
-            tokens = tokens.without({*stopping, *tokens.hopeless()})
+            tokens = tokens.rest(stopping, stays)
         return results.matches()
 
     def embed(self, pairs: Sequence[FeaturePair], dtype: torch.dtype | None = None) -> Tokens:
@@ -134,31 +131,35 @@ class LightGlueMatcher(PreTrainedModel):
         more = torch.stack([features.scales, features.orientations], dim=1)
         return torch.cat([position, more.to(position)], dim=1)
 
-    def _flags(self, index: int, tokens: Tokens, path: ComputePath) -> Tensor | None:
-        """Return (2, T) booleans, tokens not confident and tokens that stay; None where nothing is adaptive."""
+    def _flags(self, index: int, tokens: Tokens, path: ComputePath) -> tuple[Tensor | None, Tensor | None]:
+        """Return which tokens are not confident and which stay, (T,) booleans on the CPU; None where that is fixed."""
         depth, width = self.config.depth_confidence, self.config.width_confidence
         if self.training or max(depth, width) <= 0 or index == self.config.num_hidden_layers - 1:
-            return None
+            return None, None
         confidence = path.confidence(index, tokens.x)
         threshold = confidence_threshold(index, self.config.num_hidden_layers)
-        stays = torch.ones_like(confidence, dtype=torch.bool)
+        flags = [confidence < threshold]
         if width > 0:
-            stays = points_to_keep(path.matchability(index, tokens.x), confidence, threshold, width)
-        if self.config.pruning_min_keypoints > 0:
-            lengths = torch.tensor(tokens.packing.lengths, device=stays.device).view(-1, 2).sum(dim=1)
-            small = lengths <= self.config.pruning_min_keypoints
-            stays |= small[tokens.packing.image_of_token(stays.device) // 2]
-        return torch.stack([confidence < threshold, stays])
+            flags.append(points_to_keep(path.matchability(index, tokens.x), confidence, threshold, width))
+        # The one transfer of a layer: what follows is decided on the CPU, and a GPU is told without waiting for it.
+        unconfident, *rest = torch.stack(flags).cpu()
+        if not rest:
+            return unconfident, None
+        stays = rest[0]
+        for start, stop in tokens.packing.spans:
+            if stop - start <= self.config.pruning_min_keypoints:
+                stays[start:stop] = True
+        return unconfident, stays
 
     def _stopping(
-        self, index: int, tokens: Tokens, unconfident: Sequence[int] | None, original_points: Sequence[int]
+        self, index: int, tokens: Tokens, unconfident: Tensor | None, original_points: Sequence[int]
     ) -> list[int]:
         """Return the positions of the pairs that stop after this layer; after the last layer all do.
 
         Args:
             index: The layer.
             tokens: The tokens after it.
-            unconfident: Number of tokens of each image that are not confident; None where nothing is adaptive.
+            unconfident: (T,) tokens that are not confident; None where nothing is adaptive.
             original_points: Number of tokens that each pair began with.
         """
         if index == self.config.num_hidden_layers - 1:
@@ -168,8 +169,8 @@ class LightGlueMatcher(PreTrainedModel):
             return []
         return [
             position
-            for position, pair in enumerate(tokens.pairs)
-            if stops_early(sum(unconfident[2 * position : 2 * position + 2]), original_points[pair], depth)
+            for position, (pair, (start, stop)) in enumerate(zip(tokens.pairs, tokens.packing.spans, strict=True))
+            if stops_early(int(unconfident[start:stop].sum()), original_points[pair], depth)
         ]
 
     def tokens_per_layer(self, pairs: Sequence[FeaturePair]) -> Iterator[Tokens]:

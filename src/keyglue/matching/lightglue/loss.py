@@ -7,6 +7,7 @@ nothing is known.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -70,9 +71,15 @@ def confidence_loss(logits: Tensor, agrees: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, agrees.to(logits.dtype))
 
 
-def best_of(log_assignment: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each point of image 0 (..., M) and 1 (..., N) its best column or row, "no match" being the last."""
-    return log_assignment[..., :-1, :].argmax(dim=-1), log_assignment[..., :, :-1].argmax(dim=-2)
+def best_of(log_assignment: Tensor, filter_threshold: float) -> tuple[Tensor, Tensor]:
+    """Return for each point of image 0 (..., M) and 1 (..., N) its best column or row, the last meaning "no match".
+
+    A point has no match where its best probability does not exceed ``filter_threshold``: the answer of a point of two
+    unrelated images is only final once its chance matches are below it, however probable "no match" was before.
+    """
+    limit = math.log(max(filter_threshold, torch.finfo(log_assignment.dtype).tiny))
+    inner = log_assignment[..., :-1, :-1]
+    return F.pad(inner, (0, 1), value=limit).argmax(dim=-1), F.pad(inner, (0, 0, 0, 1), value=limit).argmax(dim=-2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +123,8 @@ def matching_losses(
         rows = _assign(model, index, tokens)
         losses.append(torch.cat([assignment_loss(row, *target) for row, target in zip(rows, targets, strict=True)]))
         if confidence and len(model.token_confidence):
-            bests.append(torch.cat([_token_order(*best_of(row.detach())) for row in rows]))
+            answers = [best_of(row.detach(), model.config.filter_threshold) for row in rows]
+            bests.append(torch.cat([_token_order(*answer) for answer in answers]))
             if index < len(model.token_confidence):
                 logits.append(cast("TokenConfidence", model.token_confidence[index]).logits(tokens.x))
     terms = [confidence_loss(logit, best == bests[-1]) for logit, best in zip(logits, bests, strict=False)]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
+
+from keyglue.base.devices import to_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Packing:
         return [slice(start, stop) for start, stop in itertools.pairwise(offsets)]
 
     @property
+    def spans(self) -> list[tuple[int, int]]:
+        """First token of each pair, and the one behind its last."""
+        offsets = self.offsets
+        return [(offsets[i], offsets[i + 2]) for i in range(0, len(self.lengths), 2)]
+
+    @property
     def uniform(self) -> int | None:
         """The number of tokens of every image where all have the same, else None."""
         return self.lengths[0] if self.lengths and len(set(self.lengths)) == 1 else None
@@ -46,17 +54,6 @@ class Packing:
     def partner(self) -> Packing:
         """The packing with the two images of each pair exchanged."""
         return Packing(tuple(self.lengths[index ^ 1] for index in range(len(self.lengths))))
-
-    def image_of_token(self, device: torch.device) -> Tensor:
-        """(T,) index of the image that each token belongs to."""
-        lengths = torch.tensor(self.lengths, device=device)
-        images = torch.arange(len(self.lengths), device=device)
-        return torch.repeat_interleave(images, lengths, output_size=sum(self.lengths))
-
-    def count(self, flags: Tensor) -> list[list[int]]:
-        """Return for each row of ``flags`` (F, T) how many tokens of each image are flagged: one transfer for all."""
-        counts = torch.zeros(len(flags), len(self.lengths), dtype=torch.long, device=flags.device)
-        return counts.index_add_(1, self.image_of_token(flags.device), flags.long()).tolist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,31 +78,31 @@ class Tokens:
         """Return the same tokens with new descriptors."""
         return dataclasses.replace(self, x=x)
 
-    def hopeless(self) -> list[int]:
-        """Return the positions of the pairs in which an image has no tokens (left): they can have no match."""
-        lengths = self.packing.lengths
-        return [p for p in range(len(self.pairs)) if not (lengths[2 * p] and lengths[2 * p + 1])]
+    def rest(self, finished: Collection[int] = (), stays: Tensor | None = None) -> Tokens:
+        """Return the tokens that go on; a pair in which an image has none (left) can have no match and goes too.
 
-    def keep(self, mask: Tensor, lengths: Sequence[int]) -> Tokens:
-        """Return only the tokens where ``mask`` (T,) is true, ``lengths`` of each image; the pairs stay."""
-        if tuple(lengths) == self.packing.lengths:
-            return self
-        # As many as are kept, in their order; asking which are true would make a GPU wait.
-        index = torch.argsort(mask, descending=True, stable=True)[: sum(lengths)]
-        return self._subset(index, Packing(tuple(lengths)), self.pairs)
-
-    def without(self, finished: Collection[int]) -> Tokens:
-        """Return only the pairs whose position among the present ones is not in ``finished``."""
-        if not finished:
-            return self
-        stay = [position for position in range(len(self.pairs)) if position not in finished]
-        images = [2 * position + side for position in stay for side in (0, 1)]
+        Args:
+            finished: Positions of the pairs that are done.
+            stays: (T,) booleans on the CPU, so that nothing has to be asked of a GPU; None where all tokens stay.
+        """
         slices = self.packing.slices
-        empty = [torch.zeros(0, dtype=torch.long)]
-        index = torch.cat([torch.arange(slices[i].start, slices[i].stop) for i in images] or empty).to(self.x.device)
-        packing = Packing(tuple(self.packing.lengths[i] for i in images))
-        return self._subset(index, packing, tuple(self.pairs[position] for position in stay))
+        places: list[Tensor] = []
+        pairs: list[int] = []
+        for position, pair in enumerate(self.pairs):
+            both = [_places(slices[2 * position + side], stays) for side in (0, 1)]
+            if position not in finished and all(len(of_image) for of_image in both):
+                places += both
+                pairs.append(pair)
+        lengths = tuple(len(of_image) for of_image in places)
+        if lengths == self.packing.lengths:
+            return self
+        index = to_device(torch.cat(places), self.x.device) if places else self.origin[:0]
+        x, cosine, sine, origin = (part.index_select(0, index) for part in (self.x, *self.rotation, self.origin))
+        return Tokens(x, (cosine, sine), origin, Packing(lengths), tuple(pairs))
 
-    def _subset(self, index: Tensor, packing: Packing, pairs: tuple[int, ...]) -> Tokens:
-        rotation = (self.rotation[0][index], self.rotation[1][index])
-        return Tokens(self.x[index], rotation, self.origin[index], packing, pairs)
+
+def _places(tokens: slice, stays: Tensor | None) -> Tensor:
+    """Return the indices of an image's tokens that stay."""
+    if stays is None:
+        return torch.arange(tokens.start, tokens.stop)
+    return stays[tokens].nonzero().squeeze(1) + tokens.start

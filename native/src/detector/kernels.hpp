@@ -1,0 +1,20 @@
+// The detector's kernels of one instruction set. Included by variant.cpp within the variant's namespace.
+namespace detector {
+
+#include "detector/common.hpp"
+#include "detector/maps.hpp"
+#if defined(VARIANT_amx) || defined(VARIANT_amx_emulated)
+#include "detector/bfloat16.hpp"
+#else
+#include "detector/winograd.hpp"
+#endif
+#include "detector/encoder.hpp"
+#include "detector/heads.hpp"
+#include "detector/peaks.hpp"
+
+}  // namespace detector
+
+static const DetectorKernels* detector_kernels() {
+    static const DetectorKernels kernels = {detector::encode, detector::scores, detector::describe, detector::peaks};
+    return &kernels;
+}

@@ -1,0 +1,58 @@
+// What the matcher's kernels of every instruction set look like from outside. Plain data and function pointers only.
+#pragma once
+
+namespace keyglue {
+
+class Workspace;
+
+// One attention block, as folding.py describes it. All matrices are row-major (outputs, inputs), float32.
+struct BlockWeights {
+    int width;  // D
+    int heads, key_value_heads, head_dim;
+    bool shared;  // keys are the queries themselves
+    bool rotary;  // queries and keys are turned, each pair of neighbouring dimensions
+    float epsilon;
+    const float *projection, *projection_bias;
+    const float *first, *first_bias;
+    const float *norm_weight, *norm_bias;
+    const float *second, *second_bias;
+};
+
+// The tokens of several images, one behind the other.
+struct BlockCall {
+    float* x;               // (T, D), overwritten
+    const float *cosine, *sine;  // (T, head_dim / 2); null without rotation
+    const int* lengths;     // tokens of each image
+    int images;
+    bool cross;             // images 2p and 2p + 1 attend to each other, else each to itself
+    int threads;
+    Workspace* work;
+};
+
+struct AssignmentWeights {
+    int width;
+    const float *projection, *projection_bias;  // scaled so that products are the similarity
+};
+
+// Best entry of each row and column of 2 S - logsumexp_j S - logsumexp_i S + offset0_i + offset1_j.
+struct AssignmentCall {
+    const float *x0, *x1;            // (M, D), (N, D)
+    const float *offset0, *offset1;  // (M,), (N,)
+    float* best0;                    // (M,)
+    long long *index0, *index1;      // (M,), (N,)
+    int count0, count1;              // M, N >= 1
+    int threads;
+    Workspace* work;
+};
+
+struct MatcherKernels {
+    void* (*pack_block)(const BlockWeights&);
+    void (*free_block)(void*);
+    void (*run_block)(const void*, const BlockCall&);
+    void* (*pack_assignment)(const AssignmentWeights&);
+    void (*free_assignment)(void*);
+    // False where something is not a number; the results are then void.
+    bool (*assign)(const void*, const AssignmentCall&);
+};
+
+}  // namespace keyglue
