@@ -56,6 +56,8 @@ std::vector<std::string> supported() {
 }  // namespace keyglue
 
 NB_MODULE(keyglue_native, module) {
+    // keyglue keeps kernels and packed weights until the process ends, which is no leak.
+    nb::set_leak_warnings(false);
     using keyglue::Kernels;
     module.doc() = "Compiled kernels of keyglue.";
     module.def("supported", &keyglue::supported, "Return the names of the kernels that run here, quickest first.");
