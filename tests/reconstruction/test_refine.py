@@ -139,6 +139,8 @@ def test_the_nearest_within_reach() -> None:
     assert np.array_equal(nearest, np.where(within, all_distances.argmin(axis=1), -1))
     assert np.allclose(distance[within], all_distances.min(axis=1)[within])
     assert nearest_within(places, others[:0], 1.5)[0].max() == -1
+    nowhere = np.array([[np.nan, 0], [np.inf, -np.inf], [1e30, 0]])
+    assert nearest_within(nowhere, others, 1.5)[0].tolist() == [-1, -1, -1]
 
 
 def test_places_without_texture_are_left_alone(tmp_path: Path) -> None:

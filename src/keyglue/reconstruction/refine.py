@@ -28,6 +28,8 @@ Index = NDArray[np.int64]
 _ADJUSTMENTS = 3
 _LIKE_DIRECTION = 0.5  # cosine of the largest angle to the mean direction that is tried
 _CELL = np.array([1, 1 << 32])
+# Farther from a picture than any keypoint, in pixels.
+_FAR = 1e7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,6 +265,8 @@ def _unused_keypoints(model: Any, known: Index, settled: _Settled, options: Refi
 def nearest_within(places: Array, others: Array, reach: float) -> tuple[Index, Array]:
     """Return for each place (m, 2) the nearest of the others (k, 2) no farther than ``reach``, and its distance.
 
+    Places that are not numbers, as where a camera's distortion has no inverse, have none.
+
     Returns:
         Indices (m,), -1 where there is none, and distances (m,).
     """
@@ -270,7 +274,8 @@ def nearest_within(places: Array, others: Array, reach: float) -> tuple[Index, A
     cells = np.floor(others / reach).astype(np.int64) @ _CELL
     order = np.argsort(cells, kind="stable")
     cells = cells[order]
-    own = np.floor(places / reach).astype(np.int64)
+    within = np.nan_to_num(places, nan=_FAR).clip(-_FAR, _FAR)
+    own = np.floor(within / reach).astype(np.int64)
     for dx in (-1, 0, 1):
         for dy in (-1, 0, 1):
             wanted = (own + np.array([dx, dy])) @ _CELL
