@@ -73,6 +73,16 @@ def test_rotations_cover_the_range_that_was_asked_for() -> None:
         assert angle.min() <= -0.9 * limit
 
 
+def test_half_of_the_views_zoom_in_by_up_to_the_factor() -> None:
+    settings = ViewSettings(size=(96, 128), max_angle=0, difficulty=0.0, region=(1.0, 1.0), overhang=0, zoom=3.0)
+    views = random_views(SIZES[:1], 1000, settings, _generator())[0]
+    factor = (640 / 128) / view_scales(views, (96, 128))
+    assert (factor < 1.001).double().mean() == pytest.approx(0.5, abs=0.05)
+    assert factor.min() > 0.999
+    assert 2.9 < factor.max() < 3.001
+    assert factor[factor > 1.001].log().mean() == pytest.approx(math.log(3) / 2, abs=0.05)
+
+
 def test_overhanging_views_leave_the_photograph_and_the_mask_says_so() -> None:
     photos = Photos.of_images(["grey"], [torch.full((240, 320), 128.0)])
     settings = ViewSettings(size=(96, 128), max_angle=45, region=(1.0, 1.0), overhang=1.0)

@@ -80,11 +80,12 @@ def test_the_module_trains_with_the_core_libraries_alone_and_resumes(assets: Pat
     assert (tmp_path / "model" / "config.json").exists()
 
 
-def test_the_command_trains_a_detector_for_some_minutes(assets: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["superpoint_scratch", "superpoint_further"])
+def test_the_command_trains_a_detector_for_some_minutes(recipe: str, assets: Path, tmp_path: Path) -> None:
     out = tmp_path / "detector"
     arguments = [
         "train",
-        "superpoint_scratch",
+        recipe,
         "--data",
         str(assets / "chelsea.png"),
         "--data",

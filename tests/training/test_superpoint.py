@@ -136,7 +136,7 @@ def test_batches_depend_on_their_place_alone_and_hold_matching_points(task: Supe
     assert first.valid.float().mean() > 0.8
     inside = (first.points1 >= 0) & (first.points1 < torch.tensor([128.0, 96.0]))
     assert inside.all(dim=2)[first.valid].float().mean() > 0.95
-    share = ((first.cells >= 0) & (first.cells < 64)).float().mean()
+    share = ((first.cells.classes >= 0) & (first.cells.classes < 64)).float().mean()
     assert 0.02 < share < 0.5
 
 

@@ -3,9 +3,11 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -111,6 +113,59 @@ void describe(const Kernels& kernels, const Array& encoded, int width, const Lay
     kernels.detector->describe(map, head, cell, keypoints.data(), count, threads, out.data());
 }
 
+Maps maps_of(const Array& array) {
+    require(array.ndim() == 4 && array.size() > 0, "maps must have four dimensions");
+    require(array.shape(3) % 16 == 0, "channels must be a multiple of 16");
+    return {array.data(), static_cast<int>(array.shape(0)), static_cast<int>(array.shape(1)),
+            static_cast<int>(array.shape(2)), static_cast<int>(array.shape(3))};
+}
+
+const TrainingKernels& training_of(const Kernels& kernels) {
+    require(kernels.detector->training != nullptr, "these kernels have none for training");
+    return *kernels.detector->training;
+}
+
+bool same_size(const Maps& maps, const Array& other, size_t divided = 1) {
+    return other.ndim() == 4 && other.shape(0) == static_cast<size_t>(maps.count) &&
+           other.shape(1) == maps.height / divided && other.shape(2) == maps.width / divided;
+}
+
+void convolve(const Kernels& kernels, const Array& input, const Array& weight, std::optional<Array> bias, int threads,
+              const Output& out, std::optional<Output> pooled) {
+    const Maps maps = maps_of(input);
+    require(out.ndim() == 4 && same_size(maps, Array(out)) && out.shape(3) % 16 == 0, "the output has a wrong shape");
+    const int channels = static_cast<int>(out.shape(3));
+    require(weight.size() == 36 * static_cast<size_t>(maps.channels) * channels, "the weights have a wrong size");
+    require(!bias || bias->size() == out.shape(3), "the bias has a wrong size");
+    require(!pooled || (same_size(maps, Array(*pooled), 2) && pooled->shape(3) == out.shape(3)),
+            "the maxima have a wrong shape");
+    require(threads > 0, "threads must be positive");
+    const Layer layer = {maps.channels, channels, weight.data(), bias ? bias->data() : nullptr};
+    const TrainingKernels& training = training_of(kernels);
+    const nb::gil_scoped_release unlocked;
+    training.convolve(maps, layer, threads, out.data(), pooled ? pooled->data() : nullptr);
+}
+
+void gate(const Kernels& kernels, const Array& output, const Array& gradient, bool pooled, const Output& out,
+          const Output& bias) {
+    const Maps maps = maps_of(output);
+    require(same_size(maps, gradient, pooled ? 2 : 1) && gradient.shape(3) == output.shape(3) &&
+                out.size() == output.size() && bias.size() == output.shape(3),
+            "the gradient has a wrong shape");
+    const TrainingKernels& training = training_of(kernels);
+    const nb::gil_scoped_release unlocked;
+    training.gate(maps, gradient.data(), pooled, out.data(), bias.data());
+}
+
+void weight_gradient(const Kernels& kernels, const Array& input, const Array& gradient, const Output& sums) {
+    const Maps from = maps_of(input), with = maps_of(gradient);
+    require(same_size(from, gradient), "input and gradient have different shapes");
+    require(sums.size() == 36 * static_cast<size_t>(from.channels) * with.channels, "the sums have a wrong size");
+    const TrainingKernels& training = training_of(kernels);
+    const nb::gil_scoped_release unlocked;
+    training.weight_gradient(from, with, sums.data());
+}
+
 template <class T>
 nb::ndarray<nb::numpy, T> array_of(std::vector<T>&& values, size_t columns) {
     auto* kept = new std::vector<T>(std::move(values));
@@ -137,6 +192,9 @@ nb::object find_keypoints(const Kernels& kernels, const Array& scores, int radiu
 }  // namespace
 
 void bind_detector(nb::module_& module) {
+    // Kernels that train have no layers in bfloat16.
+    module.def("trains", [](const Kernels& kernels) { return kernels.detector->training != nullptr; },
+               nb::arg("kernels"), "Tell whether there are kernels for training.");
     module.def("encode", &encode, nb::arg("kernels"), nb::arg("image"), nb::arg("layers"), nb::arg("band"),
                nb::arg("threads"), nb::arg("encoded"), "Write SuperPoint's encoder's output of an image.");
     module.def("scores", &scores, nb::arg("kernels"), nb::arg("encoded"), nb::arg("width"), nb::arg("hidden"),
@@ -145,6 +203,13 @@ void bind_detector(nb::module_& module) {
     module.def("describe", &describe, nb::arg("kernels"), nb::arg("encoded"), nb::arg("width"), nb::arg("hidden"),
                nb::arg("last"), nb::arg("cell"), nb::arg("keypoints"), nb::arg("threads"), nb::arg("descriptors"),
                "Write the descriptors at keypoints.");
+    module.def("convolve", &convolve, nb::arg("kernels"), nb::arg("input"), nb::arg("weight"),
+               nb::arg("bias").none(), nb::arg("threads"), nb::arg("out"), nb::arg("pooled").none(),
+               "Write a 3 x 3 convolution of maps, and its 2 x 2 maxima.");
+    module.def("gate", &gate, nb::arg("kernels"), nb::arg("output"), nb::arg("gradient"), nb::arg("pooled"),
+               nb::arg("out"), nb::arg("bias"), "Write the gradient before ReLU, and that of the bias.");
+    module.def("weight_gradient", &weight_gradient, nb::arg("kernels"), nb::arg("input"), nb::arg("gradient"),
+               nb::arg("sums"), "Add the gradient of a convolution's transformed weights.");
     module.def("find_keypoints", &find_keypoints, nb::arg("kernels"), nb::arg("scores"), nb::arg("radius"),
                nb::arg("threshold"), nb::arg("border"), nb::arg("max_keypoints"), nb::arg("border_right_bottom"),
                nb::arg("recovery_rounds"), "Return keypoints and their scores, or None if a score is NaN.");

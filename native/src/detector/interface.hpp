@@ -33,6 +33,23 @@ struct Head {
     Layer hidden, last;
 };
 
+// Maps of several images (count, height, width, channels) without padding; 16 divides channels.
+struct Maps {
+    const float* data;
+    int count, height, width, channels;
+};
+
+// What training needs of a 3 x 3 convolution, in float32.
+struct TrainingKernels {
+    // Writes the convolution (count, height, width, C'), with bias and ReLU if the layer has a bias, and, unless null,
+    // its 2 x 2 maxima.
+    void (*convolve)(const Maps& input, const Layer& layer, int threads, float* out, float* pooled);
+    // Writes the gradient before ReLU from that after it, or that after the 2 x 2 maxima, and its sum over pixels.
+    void (*gate)(const Maps& output, const float* gradient, bool pooled, float* out, float* bias);
+    // Adds the gradient of the transformed weights (36, C, C').
+    void (*weight_gradient)(const Maps& input, const Maps& gradient, float* sums);
+};
+
 struct DetectorKernels {
     // Computes the encoder's output, zeroed before: `layers` are all 3 x 3 convolutions with ReLU, the second of each
     // pair but the last followed by 2 x 2 maxima; `band` rows of the output at a time.
@@ -47,6 +64,8 @@ struct DetectorKernels {
     // if a score is NaN.
     int64_t (*peaks)(const float* scores, int height, int width, int radius, float bound, const uint8_t* covered,
                      int64_t* pixels);
+    // Null where training has none.
+    const TrainingKernels* training;
 };
 
 }  // namespace keyglue

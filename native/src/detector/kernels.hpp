@@ -11,10 +11,19 @@ namespace detector {
 #include "detector/encoder.hpp"
 #include "detector/heads.hpp"
 #include "detector/peaks.hpp"
+#if !defined(VARIANT_amx) && !defined(VARIANT_amx_emulated)
+#include "detector/training.hpp"
+
+static const TrainingKernels training_kernels = {convolve, gate, weight_gradient};
+static const TrainingKernels* const training = &training_kernels;
+#else
+static const TrainingKernels* const training = nullptr;
+#endif
 
 }  // namespace detector
 
 static const DetectorKernels* detector_kernels() {
-    static const DetectorKernels kernels = {detector::encode, detector::scores, detector::describe, detector::peaks};
+    static const DetectorKernels kernels = {detector::encode, detector::scores, detector::describe, detector::peaks,
+                                            detector::training};
     return &kernels;
 }

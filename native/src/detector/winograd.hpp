@@ -61,9 +61,9 @@ static void tile_in(const Layer& layer, int index, const Surroundings& from, flo
     }
 }
 
-// Adds the bias to a tile's 4 x 4 values (2 x 2 maxima if ``pool``), cuts off what is negative and writes them where
-// ``targets`` says, line by line; null leaves a value out.
-template <bool pool>
+// Adds the bias to a tile's 4 x 4 values (2 x 2 maxima if ``pool``), cuts off what is negative (neither if ``linear``) and
+// writes them where ``targets`` says, line by line; null leaves a value out.
+template <bool pool, bool linear = false>
 static void tile_out(const Layer& layer, int index, const float* memory, float* const* targets) {
     const int width = out_width(layer);
     const size_t stride = out_stride(layer);
@@ -76,8 +76,12 @@ static void tile_out(const Layer& layer, int index, const float* memory, float* 
             transform_output(column, 1, between + x, 6);
         }
         for (int y = 0; y < 4; y++) transform_output(between + 6 * y, 1, values + 4 * y, 1);
-        const Vec add = load(layer.bias + c), zero = Vec{};
-        if (pool) {
+        const Vec add = linear ? Vec{} : load(layer.bias + c), zero = Vec{};
+        if (linear) {
+            for (int i = 0; i < 16; i++) {
+                if (targets[i]) store(targets[i] + c, values[i]);
+            }
+        } else if (pool) {
             for (int i = 0; i < 4; i++) {
                 const Vec* v = values + (i / 2) * 8 + (i % 2) * 2;
                 const Vec most = maximum(maximum(v[0], v[1]), maximum(v[4], v[5]));

@@ -9,6 +9,7 @@ Shapes: B images, C channels, h and w pixels of the image, N keypoints, D descri
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Sequence
@@ -181,7 +182,14 @@ def _pack_bfloat16(conv: nn.Conv2d) -> Layer:
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
-    """Return G w G^T of 3 x 3 weights (C', C, 3, 3) as (6, 6, C, C'), in float64.
+    """Return G w G^T of 3 x 3 weights (C', C, 3, 3) as (6, 6, C, C'), in float64."""
+    taps = weight.double().permute(2, 3, 1, 0).flatten(2).flatten(0, 1)
+    return (winograd_transform(torch.float64) @ taps).view(6, 6, *weight.shape[1::-1])
+
+
+@functools.cache
+def winograd_transform(dtype: torch.dtype) -> Tensor:
+    """Return the map (36, 9) from the weights of a 3 x 3 convolution to G w G^T.
 
     G evaluates a polynomial at 0, +-sqrt(1/2), +-sqrt(2) and infinity, where the kernels interpolate; each row is
     divided by the product of the point's distances from the others. See Lavin and Gray, arXiv 1509.09308.
@@ -192,8 +200,7 @@ def winograd_weight(weight: Tensor) -> Tensor:
         for point in points
     ]
     transform = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
-    both = torch.kron(transform, transform)
-    return (both @ weight.double().permute(2, 3, 1, 0).flatten(2).flatten(0, 1)).view(6, 6, *weight.shape[1::-1])
+    return torch.kron(transform, transform).to(dtype)
 
 
 def largest_input(convolutions: Sequence[nn.Conv2d]) -> float:

@@ -6,6 +6,7 @@ Shapes: B pairs, h w pixels, P peaks a view. Frame: x right, y down, the centre 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class DetectionSettings:
         margin: Peaks nearer than this many pixels to the edge of the view or of the photograph don't count.
     """
 
-    sigma: float = 1.3
+    sigma: float = 2.0
     threshold: float = 1e-4
     density: float = 0.5
     repeat: float = 2.0
@@ -62,10 +63,11 @@ def find_peaks(scores: Tensor, inside: Tensor, settings: DetectionSettings) -> t
         settings: Threshold, density and margin.
 
     Returns:
-        (B, P, 2) x and y, the best first, and (B, P) booleans, false for entries that are none.
+        (B, P, 2) x and y between pixels, the best first, and (B, P) booleans, false for entries that are none.
     """
     height, width = scores.shape[1:]
-    kept = suppress_non_maxima(scores.clamp(min=0), CELL // 2, recovery_rounds=0)
+    scores = scores.clamp(min=0)
+    kept = suppress_non_maxima(scores, CELL // 2, recovery_rounds=0)
     near_edge = torch.ones_like(inside)
     margin = settings.margin
     near_edge[:, margin : height - margin, margin : width - margin] = False
@@ -75,13 +77,22 @@ def find_peaks(scores: Tensor, inside: Tensor, settings: DetectionSettings) -> t
     count = int(settings.density * height * width / CELL**2)
     values, index = kept.flatten(1).topk(count, dim=1)
     points = torch.stack([index % width, index // width], dim=-1)
-    return points.to(scores.dtype), values > settings.threshold
+    shift = torch.stack([_vertex(scores, index, 1), _vertex(scores, index, width)], dim=-1)
+    return points.to(scores.dtype) + shift, values > settings.threshold
+
+
+def _vertex(scores: Tensor, index: Tensor, step: int) -> Tensor:
+    """Return where the parabola through three scores in a line is highest, from -0.5 to 0.5 beside the middle one."""
+    flat = scores.flatten(1)
+    before, at, after = (flat.gather(1, (index + offset).clamp(0, flat.shape[1] - 1)) for offset in (-step, 0, step))
+    curvature = (2 * at - before - after).clamp(min=torch.finfo(scores.dtype).tiny)
+    return (0.5 * (after - before) / curvature).clamp(-0.5, 0.5)
 
 
 def repeated(
-    peaks0: Tensor, valid0: Tensor, peaks1: Tensor, valid1: Tensor, H: Tensor, radius: float
+    peaks0: Tensor, valid0: Tensor, peaks1: Tensor, valid1: Tensor, H: Tensor, H_back: Tensor, radius: float
 ) -> tuple[Tensor, Tensor]:
-    """Tell which peaks of view 0 view 1 repeats, and where they lie in view 1.
+    """Tell which peaks of view 0 view 1 repeats, and where the two views agree that they are.
 
     Args:
         peaks0: (B, P, 2) peaks of view 0, ``valid0`` (B, P) those that count.
@@ -89,51 +100,69 @@ def repeated(
         peaks1: (B, P, 2) peaks of view 1.
         valid1: (B, P) those that count.
         H: (B, 3, 3) homographies from view 0 to view 1.
+        H_back: (B, 3, 3) the way back.
         radius: Largest distance in pixels.
 
     Returns:
-        (B, P) booleans, and (B, P, 2) the peaks mapped to view 1.
+        (B, P) booleans, and (B, P, 2) the middle, in view 0, between each such peak and the one that repeats it;
+        the peaks themselves where there is none.
     """
-    mapped = warp(H, peaks0)
-    distance = torch.cdist(mapped.nan_to_num(-1e4), peaks1).masked_fill(~valid1[:, None, :], torch.inf)
-    return valid0 & (distance.amin(dim=2) <= radius), mapped
+    distance = torch.cdist(warp(H, peaks0).nan_to_num(-1e4), peaks1).masked_fill(~valid1[:, None, :], torch.inf)
+    nearest, partner = distance.min(dim=2)
+    kept = valid0 & (nearest <= radius)
+    back = warp(H_back, peaks1.gather(1, partner[..., None].expand(-1, -1, 2)))
+    # Where this view is much larger, two pixels of the other are many here.
+    kept &= (back - peaks0).norm(dim=2).nan_to_num(torch.inf) <= 2 * radius
+    return kept, torch.where(kept[..., None], 0.5 * (peaks0 + back), peaks0)
+
+
+class CellLabels(NamedTuple):
+    """What each cell holds.
+
+    Args:
+        classes: (B, h/8, w/8) int64: the pixel 0 to 63 that holds the keypoint, 64 for none, -100 for unknown.
+        places: (B, h/8, w/8, 2) x and y of the keypoint from the centre of the cell's first pixel; any where none is.
+    """
+
+    classes: Tensor
+    places: Tensor
 
 
 def cell_labels(
-    peaks: Tensor, kept: Tensor, H: Tensor, size: tuple[int, int], inside_other: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Return the class of every cell: the pixel 0 to 63 that holds a keypoint, or 64 for none.
+    points: Tensor, kept: Tensor, H: Tensor, size: tuple[int, int], inside_other: Tensor, generator: torch.Generator
+) -> CellLabels:
+    """Return what every cell holds.
 
     Of several keypoints in a cell one is drawn at random. The outermost cells, and cells whose centre the other view
     does not see, are ignored: nothing is known of them.
 
     Args:
-        peaks: (B, P, 2) pixels.
+        points: (B, P, 2) x and y.
         kept: (B, P) booleans: the keypoints among them.
         H: (B, 3, 3) homographies from this view to the other.
         size: Height and width of both views.
         inside_other: (B, h, w) booleans, false where the other view shows nothing of the photograph.
         generator: Source of randomness, on the CPU.
-
-    Returns:
-        (B, h / 8, w / 8) int64 classes, -100 to ignore.
     """
     height, width = size
-    rows, columns = height // CELL, width // CELL
-    pixels = peaks.long()
-    cell = (pixels[..., 1] // CELL) * columns + pixels[..., 0] // CELL
-    place = (pixels[..., 1] % CELL) * CELL + pixels[..., 0] % CELL
-    lots = torch.randint(2**20, kept.shape, generator=generator).to(peaks.device)
-    ticket = torch.where(kept, lots * CELL**2 + place, -1)
-    won = torch.full((len(peaks), rows * columns), -1, dtype=torch.long, device=peaks.device)
+    rows, columns, count = height // CELL, width // CELL, points.shape[1]
+    x, y = points.round().long().unbind(-1)
+    kept = kept & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    cell = (y // CELL * columns + x // CELL).masked_fill(~kept, 0)
+    lots = torch.randint(2**20, kept.shape, generator=generator).to(points.device)
+    ticket = torch.where(kept, lots * count + torch.arange(count, device=points.device), -1)
+    won = torch.full((len(points), rows * columns), -1, dtype=torch.long, device=points.device)
     won = won.scatter_reduce(1, cell, ticket, "amax")
-    labels = torch.where(won >= 0, won % CELL**2, CELL**2).unflatten(1, (rows, columns))
-    centres = pixel_grid((rows, columns), peaks.device) * CELL + (CELL - 1) / 2
-    seen = visible(warp(H, centres), inside_other).unflatten(1, (rows, columns))
-    labels = labels.masked_fill(~seen, IGNORE)
-    labels[:, [0, -1]] = IGNORE
-    labels[:, :, [0, -1]] = IGNORE
-    return labels
+    winner = won.clamp(min=0) % count
+    pixel = (y % CELL * CELL + x % CELL).gather(1, winner)
+    classes = torch.where(won >= 0, pixel, CELL**2).unflatten(1, (rows, columns))
+    corners = pixel_grid((rows, columns), points.device) * CELL
+    seen = visible(warp(H, corners + (CELL - 1) / 2), inside_other).unflatten(1, (rows, columns))
+    classes = classes.masked_fill(~seen, IGNORE)
+    classes[:, [0, -1]] = IGNORE
+    classes[:, :, [0, -1]] = IGNORE
+    places = points.gather(1, winner[..., None].expand(-1, -1, 2)) - corners
+    return CellLabels(classes, places.unflatten(1, (rows, columns)))
 
 
 def visible(points: Tensor, inside: Tensor, margin: int = 0) -> Tensor:
@@ -145,26 +174,32 @@ def visible(points: Tensor, inside: Tensor, margin: int = 0) -> Tensor:
     return within & inside.flatten(1).gather(1, index)
 
 
-def cell_loss(logits: Tensor, labels: Tensor, spread: float = 0.0) -> Tensor:
-    """Return the cross entropy of logits (B, 65, h/8, w/8) with cell labels (B, h/8, w/8), zero if all are ignored.
+def cell_loss(logits: Tensor, labels: CellLabels, spread: float = 0.0) -> Tensor:
+    """Return the cross entropy of logits (B, 65, h/8, w/8) with what the cells hold, zero if nothing is known.
+
+    A keypoint between pixels is shared among the pixels around it, so that their centre of mass is its place.
 
     Args:
         logits: Of the cells' pixels, and of "no keypoint".
-        labels: Classes, -100 to ignore.
+        labels: What the cells hold.
         spread: Standard deviation in pixels over which a keypoint's label is spread inside its cell. At the beginning
-            this gives the network a slope to follow; 0 gives the plain cross entropy.
+            this gives the network a slope to follow; below half a pixel there is none.
     """
-    known = labels != IGNORE
-    targets = _spread_labels(spread, logits.device)[labels[known]]
+    known = labels.classes != IGNORE
+    classes = labels.classes[known]
+    targets = torch.zeros(len(classes), CELL**2 + 1, device=logits.device)
+    targets[:, -1] = (classes == CELL**2).float()
+    holds = classes != CELL**2
+    targets[holds, :-1] = _shares(labels.places[known][holds], spread)
     log_probability = logits.float().movedim(1, -1)[known].log_softmax(dim=-1)
     return -(targets * log_probability).sum() / known.sum().clamp(min=1)
 
 
-def _spread_labels(spread: float, device: torch.device) -> Tensor:
-    """Return (65, 65): for each class the distribution that stands for it."""
-    targets = torch.eye(CELL**2 + 1, device=device)
-    if spread > 0:
-        places = pixel_grid((CELL, CELL), device)
-        nearness = torch.exp(-0.5 * (torch.cdist(places, places) / max(spread, 0.1)) ** 2)
-        targets[: CELL**2, : CELL**2] = nearness / nearness.sum(dim=1, keepdim=True)
-    return targets
+def _shares(places: Tensor, spread: float) -> Tensor:
+    """Return how much of keypoints (N, 2) each pixel of their cell holds, (N, 64), in all 1."""
+    offsets = pixel_grid((CELL, CELL), places.device) - places[:, None]
+    if spread < 0.5:
+        shares = (1 - offsets.abs()).clamp(min=0).prod(dim=-1)
+    else:
+        shares = torch.exp(-0.5 * offsets.square().sum(dim=-1) / spread**2)
+    return shares / shares.sum(dim=1, keepdim=True)

@@ -30,6 +30,7 @@ class ViewSettings:
         max_angle: Views are rotated by up to this many degrees either way; 180 for any rotation.
         region: Smallest and largest side of the part of the photograph that all its views look at, as a share of what
             fits.
+        zoom: Half of the views show a part that is smaller again, by up to this factor (evenly in the logarithm).
         overhang: Share of the views that may reach over the photograph's edge; what lies outside is of one gray value.
     """
 
@@ -37,6 +38,7 @@ class ViewSettings:
     difficulty: float = 0.7
     max_angle: float = 45.0
     region: tuple[float, float] = (0.6, 1.0)
+    zoom: float = 1.0
     overhang: float = 0.1
 
 
@@ -70,6 +72,8 @@ def random_views(sizes: Tensor, views: int, settings: ViewSettings, generator: t
     square = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
     pulled = square + (1 - 2 * square) * uniform(count, views, 4, 2, high=settings.difficulty / 2)
     quad = (pulled - 0.5) * region[:, None, None]
+    if settings.zoom > 1:
+        quad = quad * settings.zoom ** -uniform(count, views, 1, 1, low=-1.0).clamp(min=0)
     angle = torch.deg2rad(uniform(count, views, low=-settings.max_angle, high=settings.max_angle))
     quad = quad @ _rotations(angle).mT
     # Fit the bounding box into the photograph, except where a view may reach over the edge.

@@ -68,6 +68,17 @@ def superpoint_scratch() -> Recipe:
     )
 
 
+def superpoint_further() -> Recipe:
+    """A trained SuperPoint, on views that differ more in scale and rotation."""
+    views = ViewSettings(size=(192, 256), max_angle=60.0, zoom=2.5)
+    return Recipe(
+        name="superpoint_further",
+        task=SuperPointSettings(pairs=4, views=views, detector_first=0, settling=0),
+        loop=LoopSettings(steps=20_000, learning_rate=4e-4, warmup=100, ema=0.998, validate_every=1000),
+        start="keyglue-small",
+    )
+
+
 def lightglue_homography(size: Size = "small") -> Recipe:
     """LightGlue from the start as mutual nearest neighbours, on homographies of photographs."""
     return Recipe(
@@ -136,6 +147,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     recipe.__name__: recipe
     for recipe in (
         superpoint_scratch,
+        superpoint_further,
         lightglue_homography,
         lightglue_3d,
         lightglue_confidence,

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from keyglue.keypoints.superpoint import SuperPointConfig, SuperPointForKeypointDetection
+from keyglue.training.convolutions import head_inputs, kernels_for
 from keyglue.training.detections import (
     CELL,
+    CellLabels,
     DetectionSettings,
     cell_labels,
     cell_loss,
@@ -138,10 +140,13 @@ class SuperPointNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (B, 1, h, w) to logits (B, 65, h/8, w/8) and descriptors (B, D, h/8, w/8), not normalised."""
+        detector, head = self.model.keypoint_decoder, self.model.descriptor_decoder
+        kernels = kernels_for(self.model, images)
+        if kernels is not None:
+            scores, descriptors = head_inputs(self.model, images, kernels)
+            return detector.conv_score_b(scores), head.conv_descriptor_b(descriptors)
         encoded = self.model.encoder(images)[-1]
-        head = self.model.descriptor_decoder
-        descriptors = head.conv_descriptor_b(F.relu(head.conv_descriptor_a(encoded)))
-        return self.model.keypoint_decoder.logits(encoded), descriptors
+        return detector.logits(encoded), head.conv_descriptor_b(F.relu(head.conv_descriptor_a(encoded)))
 
     def folded(self) -> SuperPointForKeypointDetection:
         """Return plain SuperPoint, on the CPU, that computes the same."""
@@ -210,7 +215,7 @@ class PairBatch:
 
     Attributes:
         images: (2 B, 1, h, w), all first views, then all second ones.
-        cells: (2 B, h/8, w/8) class of every cell.
+        cells: What the cells of both views hold.
         points0: (B, N, 2) points of the first views.
         points1: (B, N, 2) the same points in the second views.
         valid: (B, N) booleans, the points that count.
@@ -218,7 +223,7 @@ class PairBatch:
     """
 
     images: Tensor
-    cells: Tensor
+    cells: CellLabels
     points0: Tensor
     points1: Tensor
     valid: Tensor
@@ -270,14 +275,19 @@ class SuperPointTask(Task):
         scores = det_hessian(clean, settings.detections.sigma)
         peaks, found = find_peaks(scores, inside, settings.detections)
         H = between_views(views, views.roll(settings.pairs, 0)).to(device, torch.float32)
-        kept, mapped = repeated(
-            peaks, found, peaks.roll(settings.pairs, 0), found.roll(settings.pairs, 0), H, settings.detections.repeat
-        )
+        other = [value.roll(settings.pairs, 0) for value in (peaks, found, H)]
+        kept, agreed = repeated(peaks, found, other[0], other[1], H, other[2], settings.detections.repeat)
         inside_other = inside.roll(settings.pairs, 0)
-        cells = cell_labels(peaks, kept, H, size, inside_other, generator)
+        cells = cell_labels(agreed, kept, H, size, inside_other, generator)
         first = slice(settings.pairs)
         points0, points1, valid = self._points(
-            peaks[first], mapped[first], kept[first], H[first], inside[first], inside_other[first], generator
+            agreed[first],
+            warp(H[first], agreed[first]),
+            kept[first],
+            H[first],
+            inside[first],
+            inside_other[first],
+            generator,
         )
         settled = settings.settled(index)
         light = dataclasses.replace(settings.light, changed=settings.light.changed * max(settled, 0.0))
