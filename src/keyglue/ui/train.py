@@ -16,6 +16,7 @@ class RecipeName(str, Enum):
     """Recipes of keyglue.training.recipes."""
 
     superpoint_scratch = "superpoint_scratch"
+    superpoint_further = "superpoint_further"
     lightglue_homography = "lightglue_homography"
     lightglue_3d = "lightglue_3d"
     lightglue_confidence = "lightglue_confidence"
