@@ -6,12 +6,12 @@ import math
 
 import torch
 
+from keyglue.keypoints.refinement import det_hessian
 from keyglue.training.detections import (
     CellLabels,
     DetectionSettings,
     cell_labels,
     cell_loss,
-    det_hessian,
     find_peaks,
     repeated,
     visible,
@@ -33,14 +33,6 @@ def _blobs(*centres: tuple[float, float], amplitude: float = 0.5, sigma: float =
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def test_determinant_of_the_hessian_is_that_of_a_blurred_blob() -> None:
-    """At the centre of a Gaussian of size s blurred by t: (A s^2 / (s^2 + t^2)^2)^2, times t^4."""
-    amplitude, s, t = 0.5, 3.0, 1.5
-    found = det_hessian(_blobs((40, 30), amplitude=amplitude, sigma=s), t)[0, 30, 40]
-    expected = t**4 * (amplitude * s**2 / (s**2 + t**2) ** 2) ** 2
-    assert math.isclose(float(found), expected, rel_tol=0.03)
 
 
 def test_blobs_are_peaks_and_edges_are_not() -> None:

@@ -1,4 +1,4 @@
-"""Choosing keypoints from a map of scores: non-maximum suppression, border, threshold, the best k, sub-pixel places."""
+"""Choosing keypoints from a map of scores: non-maximum suppression, border, threshold, the best k."""
 
 from __future__ import annotations
 
@@ -164,26 +164,3 @@ def _best(index: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
         values, index = values[:most], index[order[:most]]
     width = scores.shape[1]
     return torch.stack([index % width, index // width], dim=1).to(torch.float32), values
-
-
-def refine_keypoints(keypoints: Tensor, scores: Tensor, radius: int) -> Tensor:
-    """Move each keypoint to the centre of mass of the scores around it, which places it between pixels.
-
-    Args:
-        keypoints: (N, 2) x, y in whole pixels.
-        scores: (h, w) before suppression.
-        radius: Half width of the square window in pixels; 0 leaves the keypoints as they are.
-
-    Returns:
-        (N, 2) x, y in pixels, at most ``radius`` away along each axis.
-    """
-    if radius == 0 or len(keypoints) == 0:
-        return keypoints
-    reach = torch.arange(-radius, radius + 1, device=scores.device)
-    offsets = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), dim=-1).flatten(0, 1)
-    columns, rows = (keypoints.long()[:, None] + offsets).unbind(-1)
-    # Outside the map nothing weighs anything.
-    padded = F.pad(scores, (radius,) * 4)
-    weights = padded[rows + radius, columns + radius]
-    shift = weights @ offsets.to(weights) / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    return keypoints + shift

@@ -31,7 +31,8 @@ from keyglue.keypoints.formats import (
     superpoint_config_of_original,
     superpoint_from_original,
 )
-from keyglue.keypoints.nms import find_keypoints, refine_keypoints
+from keyglue.keypoints.nms import find_keypoints
+from keyglue.keypoints.refinement import refine_keypoints
 from keyglue.keypoints.sampling import sample_descriptors
 from keyglue.keypoints.superpoint_fast import FastSuperPoint, can_run_fast
 from keyglue.keypoints.superpoint_native import NativeSuperPoint
@@ -54,6 +55,8 @@ class SuperPointConfig(PretrainedConfig):
         border_removal_distance: Keypoints nearer than this many pixels to the edge are left out.
         refinement_radius: Keypoints move to the centre of mass of the scores within this many pixels; 0 keeps them on
             whole pixels, as published.
+        refinement_sigma: If positive, keypoints move on to the highest peak of the determinant of the Hessian, of the
+            image blurred by this many pixels, that lies within ``refinement_radius`` of their pixel.
         initializer_range: Standard deviation of random weights.
         hf_compatible: Give transformers' numbers where they differ: keypoints are not refined and stay at the right
             and bottom border, and of a colour image only the first channel is seen.
@@ -70,6 +73,7 @@ class SuperPointConfig(PretrainedConfig):
     nms_radius: int = 4
     border_removal_distance: int = 4
     refinement_radius: int = 0
+    refinement_sigma: float = 0.0
     initializer_range: float = 0.02
     hf_compatible: bool = False
 
@@ -101,6 +105,7 @@ class SuperPointConfig(PretrainedConfig):
         require_int(self, "nms_radius", 0)
         require_int(self, "border_removal_distance", 0)
         require_int(self, "refinement_radius", 0)
+        require_number(self, "refinement_sigma", 0, 100)
         require_number(self, "initializer_range", 0)
         require_bool(self, "hf_compatible")
 
@@ -174,11 +179,13 @@ class _Maps(NamedTuple):
     """What is known of an image before keypoints are chosen.
 
     Args:
-        scores: (h, w).
+        image: (h, w) gray values.
+        scores: (h', w'), of whole cells.
         describe: Gives descriptors (N, D) at keypoints (N, 2).
         find: Chooses keypoints, as ``find_keypoints`` does.
     """
 
+    image: Tensor
     scores: Tensor
     describe: Callable[[Tensor], Tensor]
     find: Callable[..., tuple[Tensor, Tensor]] = find_keypoints
@@ -298,12 +305,9 @@ class SuperPointForKeypointDetection(KeypointDetector):
         if states is not None:
             _collect(states, stages, members, batch_shape)
         scores = self.keypoint_decoder(stages[-1])
-        descriptor_maps = self.descriptor_decoder(stages[-1])
-        cell = self.config.cell
-        return [
-            _Maps(s, partial(sample_descriptors, descriptor_map=d, cell=cell))
-            for s, d in zip(scores, descriptor_maps, strict=True)
-        ]
+        sample = partial(sample_descriptors, cell=self.config.cell)
+        described = [partial(sample, descriptor_map=d) for d in self.descriptor_decoder(stages[-1])]
+        return list(map(_Maps, images[:, 0], scores, described))
 
     def _fast_maps(self, images: Tensor) -> list[_Maps]:
         dtype = self.inference_dtype
@@ -312,13 +316,14 @@ class SuperPointForKeypointDetection(KeypointDetector):
             compiled = self._native.get(self.parameters(), partial(NativeSuperPoint, self, kernels), kernels.name)
             if compiled.suits(images):
                 scores, cells = compiled.maps(images)
+                described = [partial(compiled.describe, encoded=c) for c in cells]
                 return [
-                    _Maps(s, partial(compiled.describe, encoded=c), compiled.find_keypoints)
-                    for s, c in zip(scores, cells, strict=True)
+                    _Maps(*known, compiled.find_keypoints)
+                    for known in zip(images[:, 0], scores, described, strict=True)
                 ]
         fast = self._fast.get(self.parameters(), partial(FastSuperPoint, self, dtype), (dtype, self.compile_mode))
         scores, encoded = fast.maps(images)
-        return [_Maps(s, partial(fast.describe, encoded=e)) for s, e in zip(scores, encoded, strict=True)]
+        return list(map(_Maps, images[:, 0], scores, [partial(fast.describe, encoded=e) for e in encoded]))
 
     def _groups(self, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
         """Return which images run together: those of one size, or on a CPU, where caches are small, each by itself."""
@@ -353,7 +358,9 @@ class SuperPointForKeypointDetection(KeypointDetector):
             border_right_bottom=not config.hf_compatible,
         )
         if not config.hf_compatible:
-            keypoints = refine_keypoints(keypoints, scores, config.refinement_radius)
+            keypoints = refine_keypoints(
+                keypoints, scores, config.refinement_radius, maps.image, config.refinement_sigma
+            )
         return Features(
             keypoints=keypoints,
             descriptors=maps.describe(keypoints),

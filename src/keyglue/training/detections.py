@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from keyglue.keypoints.nms import suppress_non_maxima, window_maximum
+from keyglue.keypoints.refinement import vertices
 from keyglue.matching.lightglue.loss import IGNORE
 from keyglue.training.homographies import pixel_grid, warp
 
@@ -38,22 +38,6 @@ class DetectionSettings:
     margin: int = 4
 
 
-def det_hessian(images: Tensor, sigma: float) -> Tensor:
-    """Return the scaled determinant of the Hessian (B, h, w) of images (B, 1, h, w): large on blobs, zero on edges."""
-    radius = int(3 * sigma + 0.5)
-    x = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    gauss = torch.exp(-0.5 * (x / sigma) ** 2)
-    gauss = gauss / gauss.sum()
-    first = -x / sigma**2 * gauss
-    second = (x**2 / sigma**4 - 1 / sigma**2) * gauss
-    second = second - second.mean()
-    padded = F.pad(images, (radius,) * 4, mode="replicate")
-    rows = F.conv2d(padded, torch.stack([gauss, first, second])[:, None, None, :])
-    columns = torch.stack([second, first, gauss])[:, None, :, None]
-    yy, xy, xx = F.conv2d(rows, columns, groups=3).unbind(1)
-    return sigma**4 * (xx * yy - xy * xy)
-
-
 def find_peaks(scores: Tensor, inside: Tensor, settings: DetectionSettings) -> tuple[Tensor, Tensor]:
     """Return the highest local maxima of score maps.
 
@@ -77,16 +61,7 @@ def find_peaks(scores: Tensor, inside: Tensor, settings: DetectionSettings) -> t
     count = int(settings.density * height * width / CELL**2)
     values, index = kept.flatten(1).topk(count, dim=1)
     points = torch.stack([index % width, index // width], dim=-1)
-    shift = torch.stack([_vertex(scores, index, 1), _vertex(scores, index, width)], dim=-1)
-    return points.to(scores.dtype) + shift, values > settings.threshold
-
-
-def _vertex(scores: Tensor, index: Tensor, step: int) -> Tensor:
-    """Return where the parabola through three scores in a line is highest, from -0.5 to 0.5 beside the middle one."""
-    flat = scores.flatten(1)
-    before, at, after = (flat.gather(1, (index + offset).clamp(0, flat.shape[1] - 1)) for offset in (-step, 0, step))
-    curvature = (2 * at - before - after).clamp(min=torch.finfo(scores.dtype).tiny)
-    return (0.5 * (after - before) / curvature).clamp(-0.5, 0.5)
+    return points.to(scores.dtype) + vertices(scores, index), values > settings.threshold
 
 
 def repeated(

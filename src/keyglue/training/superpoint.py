@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from keyglue.keypoints.refinement import det_hessian
 from keyglue.keypoints.superpoint import SuperPointConfig, SuperPointForKeypointDetection
 from keyglue.training.convolutions import head_inputs, kernels_for
 from keyglue.training.detections import (
@@ -23,7 +24,6 @@ from keyglue.training.detections import (
     DetectionSettings,
     cell_labels,
     cell_loss,
-    det_hessian,
     find_peaks,
     repeated,
     visible,
@@ -64,7 +64,9 @@ class SuperPointSettings:
     """
 
     config: SuperPointConfig = dataclasses.field(
-        default_factory=lambda: SuperPointConfig(keypoint_threshold=0.0005, max_keypoints=1024, refinement_radius=3)
+        default_factory=lambda: SuperPointConfig(
+            keypoint_threshold=0.0005, max_keypoints=1024, refinement_radius=3, refinement_sigma=2.0
+        )
     )
     pairs: int = 6
     views: ViewSettings = dataclasses.field(default_factory=lambda: ViewSettings(size=(160, 208)))
