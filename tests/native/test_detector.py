@@ -18,6 +18,7 @@ from keyglue.base.native import kernels
 from keyglue.images.read import read_image
 from keyglue.images.resize import resize_image, to_grayscale
 from keyglue.keypoints.nms import find_keypoints, select_keypoints, suppress_non_maxima
+from keyglue.keypoints.refinement import refine_keypoints
 from keyglue.keypoints.superpoint_fast import FastSuperPoint
 from keyglue.keypoints.superpoint_native import NativeSuperPoint, largest_input
 
@@ -339,3 +340,37 @@ def test_full_size_photograph_finds_the_same_keypoints(isa, small, assets):
         score = values[1][int(y), int(x)]
         assert abs(score - worst) < 1e-5 or (around[1:] - around[:-1]).min() < 1e-5
     assert len(chosen[0] & chosen[1]) >= 1020
+
+
+@isa
+@given(
+    size=st.tuples(st.integers(3, 40), st.integers(3, 60)),
+    radius=st.integers(1, 9),
+    sigma=st.floats(0.5, 4),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=40, deadline=None)
+def test_keypoints_move_to_the_same_peaks(isa, size, radius, sigma, seed):
+    generator = torch.Generator().manual_seed(seed)
+    image, scores = torch.rand(size, generator=generator), torch.rand(size, generator=generator)
+    points = (torch.rand(30, 2, generator=generator) * torch.tensor([size[1], size[0]])).floor()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEYGLUE_ISA", isa)
+        found = refine_keypoints(points, scores, radius, image, sigma)
+        patch.setenv("KEYGLUE_ISA", "off")
+        expected = refine_keypoints(points, scores, radius, image, sigma)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+
+
+def test_keypoints_outside_the_image_are_refused():
+    kernels = keyglue_native.kernels(FLOAT32[0])
+    places, pixels, weights = torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), torch.ones(3, 5)
+    for point in ([-1.0, 0.0], [0.0, 4.0], [math.nan, 0.0]):
+        with pytest.raises(ValueError, match="outside the image"):
+            keyglue_native.peaks_near(
+                kernels, torch.zeros(4, 8), torch.tensor([point]), 3, weights, 1.0, 1, places, pixels
+            )
+    with pytest.raises(ValueError, match="weights"):
+        keyglue_native.peaks_near(
+            kernels, torch.zeros(4, 8), torch.zeros(1, 2), 3, torch.ones(3, 4), 1.0, 1, places, pixels
+        )

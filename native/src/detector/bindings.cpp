@@ -23,6 +23,7 @@ namespace {
 using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Weight = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using Pixels = nb::ndarray<int64_t, nb::c_contig, nb::device::cpu>;
 // Channels in and out, packed weights, bias.
 using LayerArrays = std::tuple<int, int, Weight, Array>;
 
@@ -111,6 +112,24 @@ void describe(const Kernels& kernels, const Array& encoded, int width, const Lay
     const int count = static_cast<int>(keypoints.shape(0));
     const nb::gil_scoped_release unlocked;
     kernels.detector->describe(map, head, cell, keypoints.data(), count, threads, out.data());
+}
+
+void peaks_near(const Kernels& kernels, const Array& image, const Array& keypoints, int radius, const Array& weights,
+                float scale, int threads, const Output& places, const Pixels& pixels) {
+    require(image.ndim() == 2 && image.size() > 0 && radius >= 0 && radius <= 64 && threads > 0, "an image must be (h, w)");
+    require(weights.ndim() == 2 && weights.shape(0) == 3 && weights.shape(1) % 2 == 1, "weights must be (3, odd)");
+    require(keypoints.ndim() == 2 && keypoints.shape(1) == 2 && places.size() == keypoints.size() &&
+                pixels.size() == keypoints.shape(0),
+            "keypoints must be (N, 2), and what is written as many");
+    const GrayImage gray = {image.data(), static_cast<int>(image.shape(0)), static_cast<int>(image.shape(1)),
+                            static_cast<ptrdiff_t>(image.shape(1))};
+    for (size_t i = 0; i < keypoints.size(); i++) {
+        const float most = static_cast<float>(i % 2 ? gray.height : gray.width);
+        require(keypoints.data()[i] >= 0 && keypoints.data()[i] < most, "a keypoint lies outside the image");
+    }
+    const nb::gil_scoped_release unlocked;
+    kernels.detector->peaks_near(gray, keypoints.data(), static_cast<int>(keypoints.shape(0)), radius, weights.data(),
+                                 static_cast<int>(weights.shape(1)), scale, threads, places.data(), pixels.data());
 }
 
 Maps maps_of(const Array& array) {
@@ -203,6 +222,9 @@ void bind_detector(nb::module_& module) {
     module.def("describe", &describe, nb::arg("kernels"), nb::arg("encoded"), nb::arg("width"), nb::arg("hidden"),
                nb::arg("last"), nb::arg("cell"), nb::arg("keypoints"), nb::arg("threads"), nb::arg("descriptors"),
                "Write the descriptors at keypoints.");
+    module.def("peaks_near", &peaks_near, nb::arg("kernels"), nb::arg("image"), nb::arg("keypoints"), nb::arg("radius"),
+               nb::arg("weights"), nb::arg("scale"), nb::arg("threads"), nb::arg("places"), nb::arg("pixels"),
+               "Write the peaks of the determinant of the image's Hessian near keypoints.");
     module.def("convolve", &convolve, nb::arg("kernels"), nb::arg("input"), nb::arg("weight"),
                nb::arg("bias").none(), nb::arg("threads"), nb::arg("out"), nb::arg("pooled").none(),
                "Write a 3 x 3 convolution of maps, and its 2 x 2 maxima.");

@@ -64,6 +64,11 @@ struct DetectorKernels {
     // if a score is NaN.
     int64_t (*peaks)(const float* scores, int height, int width, int radius, float bound, const uint8_t* covered,
                      int64_t* pixels);
+    // Writes, for each keypoint (count, 2), the highest peak of the determinant of the image's Hessian within ``radius``
+    // pixels along each axis of its pixel: its place between pixels, and its pixel y w + x; -1 if there is none, which
+    // leaves the place. ``weights`` (3, taps) are a Gaussian and its derivatives, the determinant is times ``scale``.
+    void (*peaks_near)(const GrayImage& image, const float* keypoints, int count, int radius, const float* weights,
+                       int taps, float scale, int threads, float* places, int64_t* pixels);
     // Null where training has none.
     const TrainingKernels* training;
 };

@@ -11,6 +11,7 @@ namespace detector {
 #include "detector/encoder.hpp"
 #include "detector/heads.hpp"
 #include "detector/peaks.hpp"
+#include "detector/refinement.hpp"
 #if !defined(VARIANT_amx) && !defined(VARIANT_amx_emulated)
 #include "detector/training.hpp"
 
@@ -24,6 +25,6 @@ static const TrainingKernels* const training = nullptr;
 
 static const DetectorKernels* detector_kernels() {
     static const DetectorKernels kernels = {detector::encode, detector::scores, detector::describe, detector::peaks,
-                                            detector::training};
+                                            detector::peaks_near, detector::training};
     return &kernels;
 }

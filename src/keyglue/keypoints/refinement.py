@@ -8,11 +8,17 @@ Shapes: B images, h w pixels, N points. Frame: x right, y down, the centre of th
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keyglue.base import native
 from keyglue.keypoints.nms import window_maximum
+
+# The compiled kernels look no further.
+_MOST_RADIUS = 64
 
 
 def refine_keypoints(
@@ -61,8 +67,25 @@ def _centres_of_mass(keypoints: Tensor, scores: Tensor, radius: int) -> Tensor:
 
 def _move_to_peaks(keypoints: Tensor, centres: Tensor, image: Tensor, radius: int, sigma: float) -> Tensor:
     """Return the peaks of the image near keypoints (N, 2), and the centres (N, 2) of those that get none."""
+    image = image.float()
+    kernels = native.kernels(torch.float32) if image.device.type == "cpu" else None
+    near = _compiled_peaks if kernels is not None and radius <= _MOST_RADIUS else _peaks
+    places, pixels = near(keypoints, image, radius, sigma)
+    places = places.to(centres)
+    found = pixels >= 0
+    # The nearest keypoint of each peak has the lowest rank.
+    order = (places - centres).norm(dim=1).masked_fill(~found, torch.inf).argsort(stable=True)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    lowest = torch.full((image.numel(),), len(order), device=image.device)
+    pixels = pixels.clamp(min=0)
+    lowest.scatter_reduce_(0, pixels, torch.where(found, rank, len(order)), "amin")
+    return torch.where((found & (lowest[pixels] == rank))[:, None], places, centres)
+
+
+def _peaks(keypoints: Tensor, image: Tensor, radius: int, sigma: float) -> tuple[Tensor, Tensor]:
+    """Return the highest peak near each keypoint: its place (N, 2), and its pixel (N,) y w + x, -1 if there is none."""
     height, width = image.shape
-    scores = det_hessian(image[None, None].float(), sigma).clamp(min=0)
+    scores = det_hessian(image[None, None], sigma).clamp(min=0)
     peaks = torch.where(scores == window_maximum(scores, 1), scores, 0)[0]
     peaks[[0, -1]] = 0
     peaks[:, [0, -1]] = 0
@@ -71,28 +94,44 @@ def _move_to_peaks(keypoints: Tensor, centres: Tensor, image: Tensor, radius: in
     best = peaks.flatten()[pixels].max(dim=1)
     goal = pixels.gather(1, best.indices[:, None])[:, 0]
     places = torch.stack([goal % width, goal // width], dim=1) + vertices(scores, goal[None])[0]
-    found = best.values > 0
-    # The nearest keypoint of each peak has the lowest rank.
-    order = (places - centres).norm(dim=1).masked_fill(~found, torch.inf).argsort(stable=True)
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    lowest = torch.full_like(peaks, len(order), dtype=torch.long).flatten().scatter_reduce(0, goal, rank, "amin")
-    return torch.where((found & (lowest[goal] == rank))[:, None], places.to(centres), centres)
+    return places, goal.masked_fill(best.values <= 0, -1)
+
+
+def _compiled_peaks(keypoints: Tensor, image: Tensor, radius: int, sigma: float) -> tuple[Tensor, Tensor]:
+    """Return what ``_peaks`` returns, from the compiled kernels."""
+    places, pixels = torch.zeros(len(keypoints), 2), torch.empty(len(keypoints), dtype=torch.long)
+    importlib.import_module("keyglue_native").peaks_near(
+        native.kernels(torch.float32),
+        image.contiguous(),
+        keypoints.float().contiguous(),
+        radius,
+        _derivatives(sigma, torch.float32, image.device).contiguous(),
+        sigma**4,
+        torch.get_num_threads(),
+        places,
+        pixels,
+    )
+    return places, pixels
 
 
 def det_hessian(images: Tensor, sigma: float) -> Tensor:
     """Return the determinant of the Hessian times sigma^4 (B, h, w) of images (B, 1, h, w) blurred by sigma pixels."""
-    radius = int(3 * sigma + 0.5)
-    x = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    gauss = torch.exp(-0.5 * (x / sigma) ** 2)
-    gauss = gauss / gauss.sum()
-    first = -x / sigma**2 * gauss
-    second = (x**2 / sigma**4 - 1 / sigma**2) * gauss
-    second = second - second.mean()
-    padded = F.pad(images, (radius,) * 4, mode="replicate")
-    rows = F.conv2d(padded, torch.stack([gauss, first, second])[:, None, None, :])
+    gauss, first, second = weights = _derivatives(sigma, images.dtype, images.device)
+    padded = F.pad(images, (len(gauss) // 2,) * 4, mode="replicate")
+    rows = F.conv2d(padded, weights[:, None, None, :])
     columns = torch.stack([second, first, gauss])[:, None, :, None]
     yy, xy, xx = F.conv2d(rows, columns, groups=3).unbind(1)
     return sigma**4 * (xx * yy - xy * xy)
+
+
+def _derivatives(sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a Gaussian, its first and its second derivative, (3, taps)."""
+    radius = int(3 * sigma + 0.5)
+    x = torch.arange(-radius, radius + 1, dtype=dtype, device=device)
+    gauss = torch.exp(-0.5 * (x / sigma) ** 2)
+    gauss = gauss / gauss.sum()
+    second = (x**2 / sigma**4 - 1 / sigma**2) * gauss
+    return torch.stack([gauss, -x / sigma**2 * gauss, second - second.mean()])
 
 
 def vertices(scores: Tensor, index: Tensor) -> Tensor:
