@@ -66,7 +66,7 @@ class MatcherSettings:
     stage: Literal["matching", "confidence"] = "matching"
     pairs: int = 32
     keypoints: tuple[int, int] = (256, 256)
-    views: ViewSettings = dataclasses.field(default_factory=lambda: ViewSettings(size=(240, 320)))
+    views: ViewSettings = dataclasses.field(default_factory=lambda: ViewSettings(size=(240, 320), zoom=2.0))
     scene_views: ViewSettings = dataclasses.field(
         default_factory=lambda: ViewSettings(
             size=(240, 320), difficulty=0.2, max_angle=15, region=(0.7, 1.0), overhang=0
