@@ -58,6 +58,17 @@ def test_of_two_keypoints_the_nearer_one_goes_to_a_peak():
     torch.testing.assert_close(refined, torch.tensor([[17.0, 20.0], [20.0, 20.0]]), atol=0.01, rtol=0)
 
 
+def test_peaks_outside_the_mask_do_not_count():
+    image = blobs(CENTRES, sigma=2.0)
+    points, scores = torch.tensor([[22.0, 10.0], [33.0, 31.0]]), torch.zeros(40, 48)
+    scores[points[:, 1].long(), points[:, 0].long()] = 1
+    mask = torch.ones(40, 50, dtype=torch.uint8)
+    mask[:, :21] = 0
+    refined = refine_keypoints(points, scores, 3, image, 2.0, mask)
+    assert torch.equal(refined[0], points[0])
+    assert (refined[1] - CENTRES[1]).norm() < 0.05
+
+
 @pytest.mark.parametrize("image", [torch.zeros(40, 50), torch.full((40, 50), torch.nan), torch.rand(2, 50)])
 def test_an_image_without_peaks_changes_nothing(image):
     points, scores = torch.tensor([[17.0, 1.0]]), torch.zeros(2, 50)

@@ -44,7 +44,7 @@ def test_the_readme_of_the_original(stereo, extractor, matcher):
     assert len(matches) > 80
     assert (points0[:, 1] - points1[:, 1]).abs().median() < 2
     assert matches01["scores"].shape == (len(matches),)
-    assert matches01["stop"] == 3
+    assert 1 <= matches01["stop"] < 6, "the pair stops early"
 
 
 def test_match_pair_is_the_same(stereo, extractor, matcher):

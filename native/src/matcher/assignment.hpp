@@ -156,22 +156,15 @@ class AssignmentRun {
     }
 
     // Sums of exponentials, then what is added to 2 S in each row and column. False if something is not a number.
+    // Each part of the blocks has sums of its own, whichever thread does it, so that answers are always the same bits.
     bool add_up() {
-        for (int worker = 0; worker < call_.threads; ++worker) memset(column_sums(worker), 0, sizeof(float) * columns_);
+        const int parts = call_.threads;
+        for (int part = 0; part < parts; ++part) memset(column_sums(part), 0, sizeof(float) * columns_);
         const float* largest = column_largest(0);
-        for_each(blocks_, call_.threads, [&](int block, int worker) {
-            const float* from = scores(block, worker, false);
-            float* sums = column_sums(worker);
-            for (int row = 0; row < rows_of(block); ++row) {
-                const Vec of_row = broadcast(rows_[block * SCORE_ROWS + row]), log2_e = broadcast(LOG2_E);
-                Vec sum{};
-                for (int column = 0; column < columns_; column += LANES) {
-                    const int panel = column / PANEL * PANEL, place = column % PANEL;
-                    const Vec v = load(from + panel * SCORE_ROWS + row * PANEL + place);
-                    sum += exp2((v - of_row) * log2_e);
-                    store(sums + column, load(sums + column) + exp2((v - load(largest + column)) * log2_e));
-                }
-                row_sums()[block * SCORE_ROWS + row] = sum_of(sum);
+        for_each(parts, call_.threads, [&](int part, int worker) {
+            float* sums = column_sums(part);
+            for (int block = blocks_ * part / parts; block < blocks_ * (part + 1) / parts; ++block) {
+                add_up_block(block, scores(block, worker, false), largest, sums);
             }
         });
         bool right = true;
@@ -181,12 +174,26 @@ class AssignmentRun {
         }
         for (int column = 0; column < call_.count1; ++column) {
             float sum = 0;
-            for (int worker = 0; worker < call_.threads; ++worker) sum += column_sums(worker)[column];
+            for (int part = 0; part < parts; ++part) sum += column_sums(part)[column];
             right = right && sum < __builtin_inff();
             column_sums(0)[column] = call_.offset1[column] - (largest[column] + __builtin_logf(sum));
         }
         for (int column = call_.count1; column < columns_; ++column) column_sums(0)[column] = 0;
         return right;
+    }
+
+    void add_up_block(int block, const float* from, const float* largest, float* sums) {
+        for (int row = 0; row < rows_of(block); ++row) {
+            const Vec of_row = broadcast(rows_[block * SCORE_ROWS + row]), log2_e = broadcast(LOG2_E);
+            Vec sum{};
+            for (int column = 0; column < columns_; column += LANES) {
+                const int panel = column / PANEL * PANEL, place = column % PANEL;
+                const Vec v = load(from + panel * SCORE_ROWS + row * PANEL + place);
+                sum += exp2((v - of_row) * log2_e);
+                store(sums + column, load(sums + column) + exp2((v - load(largest + column)) * log2_e));
+            }
+            row_sums()[block * SCORE_ROWS + row] = sum_of(sum);
+        }
     }
 
     void find_best() {

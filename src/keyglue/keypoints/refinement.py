@@ -22,7 +22,12 @@ _MOST_RADIUS = 64
 
 
 def refine_keypoints(
-    keypoints: Tensor, scores: Tensor, radius: int, image: Tensor | None = None, sigma: float = 0.0
+    keypoints: Tensor,
+    scores: Tensor,
+    radius: int,
+    image: Tensor | None = None,
+    sigma: float = 0.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Move each keypoint to the centre of mass of the scores around it, then to a peak of the image if there is one.
 
@@ -35,6 +40,7 @@ def refine_keypoints(
         radius: Half width of the square window in pixels that is looked at; 0 leaves the keypoints as they are.
         image: (h', w') gray values, at least as large as the scores.
         sigma: Standard deviation in pixels of the blur of the image; 0 leaves the image out.
+        mask: (h', w'), nonzero on the pixels of the image whose peaks count; all unless given.
 
     Returns:
         (N, 2) x, y in pixels, at most ``radius`` and half a pixel away along each axis.
@@ -44,7 +50,7 @@ def refine_keypoints(
     centres = _centres_of_mass(keypoints, scores, radius)
     if image is None or sigma == 0 or min(image.shape) < 3:
         return centres
-    return _move_to_peaks(keypoints, centres, image, radius, sigma)
+    return _move_to_peaks(keypoints, centres, image, radius, sigma, mask)
 
 
 def _around(keypoints: Tensor, radius: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +71,9 @@ def _centres_of_mass(keypoints: Tensor, scores: Tensor, radius: int) -> Tensor:
     return keypoints + shift
 
 
-def _move_to_peaks(keypoints: Tensor, centres: Tensor, image: Tensor, radius: int, sigma: float) -> Tensor:
+def _move_to_peaks(
+    keypoints: Tensor, centres: Tensor, image: Tensor, radius: int, sigma: float, mask: Tensor | None
+) -> Tensor:
     """Return the peaks of the image near keypoints (N, 2), and the centres (N, 2) of those that get none."""
     image = image.float()
     kernels = native.kernels(torch.float32) if image.device.type == "cpu" else None
@@ -73,6 +81,8 @@ def _move_to_peaks(keypoints: Tensor, centres: Tensor, image: Tensor, radius: in
     places, pixels = near(keypoints, image, radius, sigma)
     places = places.to(centres)
     found = pixels >= 0
+    if mask is not None:
+        found &= mask.to(image.device).bool().flatten()[pixels.clamp(min=0)]
     # The nearest keypoint of each peak has the lowest rank.
     order = (places - centres).norm(dim=1).masked_fill(~found, torch.inf).argsort(stable=True)
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

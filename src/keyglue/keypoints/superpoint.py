@@ -358,9 +358,8 @@ class SuperPointForKeypointDetection(KeypointDetector):
             border_right_bottom=not config.hf_compatible,
         )
         if not config.hf_compatible:
-            keypoints = refine_keypoints(
-                keypoints, scores, config.refinement_radius, maps.image, config.refinement_sigma
-            )
+            settings = (config.refinement_radius, maps.image, config.refinement_sigma)
+            keypoints = refine_keypoints(keypoints, scores, *settings, mask)
         return Features(
             keypoints=keypoints,
             descriptors=maps.describe(keypoints),
