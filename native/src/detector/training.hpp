@@ -37,21 +37,9 @@ static INLINE void window(const Maps& maps, int image, int y, int x, const float
     }
 }
 
-// The input's transform of a tile, 36 values of each channel, ``stride`` apart.
+// The input's transform of a tile.
 static void transform_pixels(const float* const* pixels, int channels, size_t stride, float* out) {
-    for (int c = 0; c < channels; c += LANES) {
-        Vec between[36];
-        for (int x = 0; x < 6; x++) {
-            Vec column[6];
-            for (int y = 0; y < 6; y++) column[y] = load(pixels[6 * y + x] + c);
-            transform_input(column, 1, between + x, 6);
-        }
-        for (int y = 0; y < 6; y++) {
-            Vec line[6];
-            transform_input(between + 6 * y, 1, line, 1);
-            for (int x = 0; x < 6; x++) store(out + (6 * y + x) * stride + c, line[x]);
-        }
-    }
+    transform_window([&](int y, int x) { return pixels[6 * y + x]; }, channels, stride, out);
 }
 
 // The transpose of transform_output: four values to six.

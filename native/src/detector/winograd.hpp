@@ -41,16 +41,14 @@ static INLINE void transform_output(const Vec* m, int step, Vec* out, int out_st
     out[3 * out_step] = (0.5f * ROOT_HALF) * difference1 + (2.0f * ROOT_TWO) * difference2 + m[5 * step];
 }
 
-// Transforms the surroundings of a tile, the block's ``index``-th.
-static void tile_in(const Layer& layer, int index, const Surroundings& from, float* memory) {
-    const int width = in_width(layer);
-    const size_t stride = in_stride(layer);
-    float* out = memory + static_cast<size_t>(index) * width;
-    for (int c = 0; c < width; c += LANES) {
+// Transforms 6 x 6 pixels, of which at(y, x) gives the channels: 36 values of each channel, ``stride`` apart.
+template <class At>
+static INLINE void transform_window(const At& at, int channels, size_t stride, float* out) {
+    for (int c = 0; c < channels; c += LANES) {
         Vec between[36];
         for (int x = 0; x < 6; x++) {
             Vec column[6];
-            for (int y = 0; y < 6; y++) column[y] = load(from.rows[y] + static_cast<ptrdiff_t>(x) * width + c);
+            for (int y = 0; y < 6; y++) column[y] = load(at(y, x) + c);
             transform_input(column, 1, between + x, 6);
         }
         for (int y = 0; y < 6; y++) {
@@ -59,6 +57,13 @@ static void tile_in(const Layer& layer, int index, const Surroundings& from, flo
             for (int x = 0; x < 6; x++) store(out + (6 * y + x) * stride + c, line[x]);
         }
     }
+}
+
+// Transforms the surroundings of a tile, the block's ``index``-th.
+static void tile_in(const Layer& layer, int index, const Surroundings& from, float* memory) {
+    const int width = in_width(layer);
+    transform_window([&](int y, int x) { return from.rows[y] + static_cast<ptrdiff_t>(x) * width; }, width,
+                     in_stride(layer), memory + static_cast<size_t>(index) * width);
 }
 
 // Adds the bias to a tile's 4 x 4 values (2 x 2 maxima if ``pool``), cuts off what is negative (neither if ``linear``) and

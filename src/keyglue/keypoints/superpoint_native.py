@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from keyglue.keypoints.superpoint import ConvBlock, SuperPointForKeypointDetection
 
 # Channels come in panels of so many.
-_PANEL = 16
+PANEL = 16
 # Of a channel that is there to fill a panel, so that nothing of it is left after softmax.
 _NEVER = -1e30
 # Values that no sum may exceed in size, far enough from float32's 3.4e38.
@@ -96,7 +96,7 @@ class NativeSuperPoint:
         for image in gray[:, 0].detach().float().contiguous():
             height, width = (size // self._cell for size in image.shape)
             # One pixel of zeros at the left, at the right up to a multiple of four and one more.
-            encoded = torch.zeros(height, _multiple(width, 4) + 2, _multiple(self._layers[-1][1], _PANEL))
+            encoded = torch.zeros(height, _multiple(width, 4) + 2, _multiple(self._layers[-1][1], PANEL))
             self._native.encode(self._kernels, image, self._layers, 4 * threads, threads, encoded)
             found = torch.empty(height * self._cell, width * self._cell)
             self._native.scores(self._kernels, encoded, width, *self._scores, self._cell, threads, found)
@@ -149,9 +149,13 @@ def _multiple(number: int, of: int) -> int:
 
 def _pack(matrix: Tensor, bias: Tensor, fill: float = 0) -> tuple[Tensor, Tensor]:
     """Return matrices (..., C, C') in panels (..., C' / 16, C, 16), and the bias, both filled up."""
-    missing = -matrix.shape[-1] % _PANEL
-    panels = F.pad(matrix.float(), (0, missing)).unflatten(-1, (-1, _PANEL)).transpose(-3, -2).contiguous()
-    return panels, F.pad(bias.float(), (0, missing), value=fill).contiguous()
+    missing = -matrix.shape[-1] % PANEL
+    return panels(F.pad(matrix.float(), (0, missing))), F.pad(bias.float(), (0, missing), value=fill).contiguous()
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """Return matrices (..., C, C'), 16 divides C', in panels (..., C' / 16, C, 16)."""
+    return matrix.unflatten(-1, (-1, PANEL)).transpose(-3, -2).contiguous()
 
 
 def _pack_linear(conv: nn.Conv2d, fill: float = 0) -> Layer:
@@ -162,7 +166,7 @@ def _pack_linear(conv: nn.Conv2d, fill: float = 0) -> Layer:
 def _pack_first(conv: nn.Conv2d) -> Layer:
     """Return a convolution of one channel: its weights are (9, C')."""
     weight, bias = conv.weight.detach(), cast("Tensor", conv.bias).detach()
-    missing = (0, -conv.out_channels % _PANEL)
+    missing = (0, -conv.out_channels % PANEL)
     return 1, conv.out_channels, F.pad(weight.flatten(1).T.float(), missing).contiguous(), F.pad(bias.float(), missing)
 
 
@@ -178,13 +182,13 @@ def _pack_bfloat16(conv: nn.Conv2d) -> Layer:
     missing = (0, -conv.in_channels % 32, 0, -conv.out_channels % 32)
     taps = F.pad(weight.flatten(2).permute(2, 0, 1).to(torch.bfloat16), missing)
     packed = taps.unflatten(2, (-1, 16, 2)).unflatten(1, (-1, 32)).permute(1, 0, 3, 4, 2, 5).contiguous()
-    return conv.in_channels, conv.out_channels, packed, F.pad(bias.float(), (0, -conv.out_channels % _PANEL))
+    return conv.in_channels, conv.out_channels, packed, F.pad(bias.float(), (0, -conv.out_channels % PANEL))
 
 
-def winograd_weight(weight: Tensor) -> Tensor:
-    """Return G w G^T of 3 x 3 weights (C', C, 3, 3) as (6, 6, C, C'), in float64."""
-    taps = weight.double().permute(2, 3, 1, 0).flatten(2).flatten(0, 1)
-    return (winograd_transform(torch.float64) @ taps).view(6, 6, *weight.shape[1::-1])
+def winograd_weight(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return G w G^T of 3 x 3 weights (C', C, 3, 3) as (6, 6, C, C'), computed in ``dtype``."""
+    taps = weight.to(dtype).permute(2, 3, 1, 0).flatten(2).flatten(0, 1)
+    return (winograd_transform(dtype) @ taps).view(6, 6, *weight.shape[1::-1])
 
 
 @functools.cache

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from keyglue.base import native
 from keyglue.keypoints.superpoint import ConvBlock, SuperPointForKeypointDetection
-from keyglue.keypoints.superpoint_native import winograd_transform
-
-_PANEL = 16
+from keyglue.keypoints.superpoint_native import PANEL, panels, winograd_transform, winograd_weight
 
 
 def kernels_for(model: SuperPointForKeypointDetection, images: Tensor) -> Any | None:
@@ -31,7 +29,7 @@ def kernels_for(model: SuperPointForKeypointDetection, images: Tensor) -> Any | 
         return None
     config = model.config
     channels = (*config.encoder_hidden_sizes, config.decoder_hidden_size)
-    return kernels if all(size % _PANEL == 0 for size in channels) else None
+    return kernels if all(size % PANEL == 0 for size in channels) else None
 
 
 def head_inputs(model: SuperPointForKeypointDetection, images: Tensor, kernels: Any) -> tuple[Tensor, Tensor]:
@@ -105,6 +103,4 @@ def _rows(maps: Tensor) -> Tensor:
 
 def _transformed(weight: Tensor) -> Tensor:
     """Return the transformed weights of (C', C, 3, 3) in panels, (36, C' / 16, C, 16)."""
-    taps = weight.detach().permute(2, 3, 1, 0).flatten(0, 1)
-    transformed = (winograd_transform(torch.float32) @ taps.flatten(1)).view(36, *taps.shape[1:])
-    return transformed.unflatten(2, (-1, _PANEL)).transpose(1, 2).contiguous()
+    return panels(winograd_weight(weight.detach(), torch.float32).flatten(0, 1))
