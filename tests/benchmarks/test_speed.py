@@ -51,7 +51,9 @@ def test_peers(tmp_path):
     assert {"keyglue float32", "keyglue reference float32"} <= set(detector) & set(matcher) & set(pair)
     for work in (detector, matcher, pair):
         for peer, values in work.items():
-            assert values["same"] > 0.9 or (work is pair and "transformers" in peer), peer
+            # transformers finds other keypoints; random weights make another match of every difference in rounding.
+            differs = work is pair and ("transformers" in peer or "bfloat16" in peer)
+            assert values["same"] > 0.9 or differs, peer
             assert values["median_cpu"] > 0
 
 

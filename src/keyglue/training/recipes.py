@@ -15,6 +15,7 @@ from keyglue.matching.lightglue.configuration import LightGlueConfig
 from keyglue.training.homographies import ViewSettings
 from keyglue.training.lightglue import MatcherSettings
 from keyglue.training.loop import LoopSettings
+from keyglue.training.photometric import PhotometricSettings
 from keyglue.training.superpoint import SuperPointSettings
 
 Size = Literal["small", "base"]
@@ -69,11 +70,12 @@ def superpoint_scratch() -> Recipe:
 
 
 def superpoint_further() -> Recipe:
-    """A trained SuperPoint, on views that differ more in scale and rotation."""
+    """A trained SuperPoint, on views that differ more in scale, rotation and light."""
     views = ViewSettings(size=(192, 256), max_angle=60.0, zoom=2.5)
+    light = PhotometricSettings(gamma=2.2, brightness=0.2, contrast=0.5)
     return Recipe(
         name="superpoint_further",
-        task=SuperPointSettings(pairs=4, views=views, detector_first=0, settling=0),
+        task=SuperPointSettings(pairs=4, views=views, light=light, detector_first=0, settling=0),
         loop=LoopSettings(steps=20_000, learning_rate=4e-4, warmup=100, ema=0.998, validate_every=1000),
         start="keyglue-small",
     )
