@@ -10,7 +10,9 @@ import torch
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
+from keyglue.matching.lightglue.assignment import log_assignment
 from keyglue.matching.lightglue.attention import Attention
+from keyglue.matching.lightglue.attention_gradient import attend, suits_gradient
 from keyglue.matching.lightglue.configuration import LightGlueConfig
 from keyglue.matching.lightglue.lightglue import LightGlueMatcher
 from keyglue.matching.lightglue.loss import assignment_loss, best_of, confidence_loss, matching_loss, matching_losses
@@ -40,34 +42,75 @@ def _features(count: int, seed: int) -> Features:
 
 
 LABELS = (torch.tensor([2, -1, 0, -100, -1]), torch.tensor([2, -100, 0, -1]))
+STACKED = tuple(torch.stack([label] * 2) for label in LABELS)
+
+
+def _similarity(*batch: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        (3 * torch.randn(*batch, *shape, generator=generator, dtype=dtype)).requires_grad_()
+        for shape in ((5, 4), (5,), (4,))
+    )
 
 
 def test_loss_is_the_formula_of_the_paper() -> None:
-    la = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) - 3
+    parts = _similarity()
+    la = log_assignment(*parts)
     positive = -(la[0, 2] + la[2, 0]) / 2
     negative0, negative1 = -(la[1, 4] + la[4, 4]) / 2, -la[5, 3]
     expected = 0.5 * positive + 0.5 * (negative0 + negative1) / 2
-    torch.testing.assert_close(assignment_loss(la, *LABELS), expected)
-    stacked = assignment_loss(torch.stack([la, la + 1]), *(torch.stack([label] * 2) for label in LABELS))
-    torch.testing.assert_close(stacked, torch.stack([expected, expected - 1]))
+    loss = assignment_loss(*parts, *LABELS)
+    torch.testing.assert_close(loss, expected)
+    for own, other in zip(torch.autograd.grad(loss, parts), torch.autograd.grad(expected, parts), strict=True):
+        torch.testing.assert_close(own, other)
+    other = (parts[0] + 1, parts[1] - 1, parts[2])
+    stacked = assignment_loss(*(torch.stack(both) for both in zip(parts, other, strict=True)), *STACKED)
+    torch.testing.assert_close(stacked, torch.stack([loss, assignment_loss(*other, *LABELS)]))
 
 
-def test_pairs_without_matches_or_without_negatives_have_a_finite_loss_and_gradient() -> None:
-    for labels in ((torch.full((5,), -1), torch.full((4,), -1)), (torch.full((5,), -100), torch.full((4,), -100))):
-        la = torch.randn(6, 5, requires_grad=True)
-        loss = assignment_loss(la, *labels)
-        loss.backward()
-        assert torch.isfinite(loss)
-        assert la.grad is not None
-        assert torch.isfinite(la.grad).all()
+def test_similarities_that_no_exponential_can_hold_have_a_finite_loss() -> None:
+    similarity, z0, z1 = _similarity()
+    loss = assignment_loss(similarity * 1000, z0, z1, *LABELS)
+    torch.testing.assert_close(loss, assignment_loss(similarity.double() * 1000, z0, z1, *LABELS).float())
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, (similarity, z0, z1)))
+
+
+@pytest.mark.parametrize("value", [-1, -100])
+@pytest.mark.parametrize("columns", [4, 0])
+def test_pairs_without_matches_or_without_negatives_have_a_finite_loss_and_gradient(value: int, columns: int) -> None:
+    parts = tuple(torch.randn(*shape, requires_grad=True) for shape in ((5, columns), (5,), (columns,)))
+    loss = assignment_loss(*parts, torch.full((5,), value), torch.full((columns,), value))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(part.grad is not None and torch.isfinite(part.grad).all() for part in parts)
 
 
 def test_gradients_agree_with_finite_differences() -> None:
-    la = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
-    labels = tuple(torch.stack([label] * 2) for label in LABELS)
-    assert torch.autograd.gradcheck(lambda values: assignment_loss(values, *labels), (la,))
+    parts = _similarity(2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *values: assignment_loss(*values, *STACKED), parts)
     logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda values: confidence_loss(values, torch.arange(7) % 2 == 0), (logits,))
+
+
+def test_gradients_of_attention_agree_with_finite_differences_and_with_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def heads(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype).transpose(1, 2).requires_grad_()
+
+    # More heads than are worked on at a time, keys of another number than queries.
+    few = [heads(3, count, 3, 4, dtype=torch.float64) for count in (5, 6, 6)]
+    assert torch.autograd.gradcheck(attend, few, fast_mode=True)
+    exact = torch.nn.functional.scaled_dot_product_attention
+    many = [heads(4, count, 4, 32, dtype=torch.float64) for count in (60, 70, 70)]
+    gradient = torch.randn(4, 4, 60, 32, generator=generator, dtype=torch.float64)
+    expected = torch.autograd.grad(exact(*many), many, gradient)
+    half = [part.detach().bfloat16().requires_grad_() for part in many]
+    assert suits_gradient(half[0], half[1], 0.0)
+    assert not suits_gradient(many[0], many[1], 0.0)
+    for own, true in zip(torch.autograd.grad(attend(*half), half, gradient.bfloat16()), expected, strict=True):
+        assert (own - true).norm() < 0.02 * true.norm()
 
 
 def test_gradient_of_the_whole_model_points_where_the_loss_falls() -> None:
@@ -102,8 +145,8 @@ def test_pairs_of_one_size_are_computed_together_with_the_same_result() -> None:
     torch.testing.assert_close(together.assignment, torch.stack([loss.assignment for loss in apart]).mean())
     assert together.confidence is not None
     torch.testing.assert_close(together.confidence, torch.stack([loss.confidence for loss in apart]).mean())
-    for one, other in zip(together.last, apart, strict=True):
-        torch.testing.assert_close(one, other.last[0])
+    for one, other in zip(together.log_assignments(), apart, strict=True):
+        torch.testing.assert_close(one, other.log_assignments()[0])
     ragged = [pairs[0], (_features(5, 7), _features(4, 8))]
     mixed = matching_losses(matcher, ragged, [labels[0], LABELS])
     alone = matching_losses(matcher, ragged[1:], [LABELS])

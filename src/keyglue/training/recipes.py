@@ -29,14 +29,14 @@ class Recipe:
         name: Name of the function that made it.
         task: What is trained, on what data.
         loop: How.
-        detector: Model that a matcher's keypoints come from.
+        detector: Model that a matcher's keypoints come from; empty for the start's, or the bundled one.
         start: Model that training begins with, where the recipe needs one; empty for new weights.
     """
 
     name: str
     task: SuperPointSettings | MatcherSettings
     loop: LoopSettings
-    detector: str = "keyglue-small"
+    detector: str = ""
     start: str = ""
 
     def described(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from keyglue.base.devices import resolve_device
 from keyglue.base.errors import InputError
 from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
 from keyglue.matching.lightglue.lightglue import LightGlueMatcher
+from keyglue.training.adapt import adapt_projection
 from keyglue.training.data import TrainingData, load_data
 from keyglue.training.distributed import Ranks, local_device
 from keyglue.training.lightglue import MatcherTask
@@ -19,6 +20,8 @@ from keyglue.training.recipes import Recipe
 from keyglue.training.state import read_state
 from keyglue.training.superpoint import SuperPointSettings, SuperPointTask
 from keyglue.training.task import Task
+
+DEFAULT_DETECTOR = "keyglue-small"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,8 @@ class RunOptions:
         threads: Copies of the model that train side by side on one CPU.
         loaders: Threads that make batches ahead.
         seed: Of all randomness.
-        detector: Model whose detector a matcher is trained for.
+        detector: Model whose detector a matcher is trained for; the input projection of a matcher that begins as
+            another model's is fitted to it.
         start: Model to begin with instead of new weights.
         device: cpu, cuda, cuda:1; the best there is unless given.
         resume: Go on with the run in the folder, if there is one.
@@ -121,7 +125,11 @@ def make_task(recipe: Recipe, data: TrainingData) -> Task:
     if isinstance(settings, SuperPointSettings):
         start = SuperPointForKeypointDetection.from_pretrained(recipe.start) if recipe.start else None
         return SuperPointTask(settings, data.photos, data.held_out, seed=seed, start=start)
-    # The keypoints of a matcher that is trained further have to be those of its own detector.
-    detector = SuperPointForKeypointDetection.from_pretrained(recipe.start or recipe.detector)
+    # A matcher that is trained further sees its own detector's keypoints, unless it is to learn another one's.
+    detector = SuperPointForKeypointDetection.from_pretrained(recipe.detector or recipe.start or DEFAULT_DETECTOR)
     matcher = LightGlueMatcher.from_pretrained(recipe.start) if recipe.start else None
+    if matcher is not None and recipe.detector and recipe.detector != recipe.start:
+        device = data.photos.device
+        own = SuperPointForKeypointDetection.from_pretrained(recipe.start).to(device)
+        adapt_projection(matcher, own, detector.to(device), data.photos, settings.views, seed)
     return MatcherTask(settings, detector, data.photos, data.held_out, scenes=data.scenes, seed=seed, start=matcher)

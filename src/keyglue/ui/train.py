@@ -54,7 +54,12 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of all randomness.")] = None,
     detector: Annotated[
-        str | None, typer.Option("--detector", metavar="NAME", help="Model whose detector a matcher is trained for.")
+        str | None,
+        typer.Option(
+            "--detector",
+            metavar="NAME",
+            help="Model whose detector a matcher is trained for; a start of another detector is fitted to it.",
+        ),
     ] = None,
     start: Annotated[str | None, typer.Option("--start", metavar="NAME", help="Model to begin with.")] = None,
     device: options.Compute = None,

@@ -25,24 +25,34 @@ class MatchAssignment(nn.Module):
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
         """Return the log assignment (..., M + 1, N + 1), float32; the last row and column mean "no match".
 
-        log P_ij = log softmax_j(S)_ij + log softmax_i(S)_ij + log sigmoid(z0_i) + log sigmoid(z1_j)
-
         Args:
             x0: (..., M, D) tokens of image 0; leading dimensions are pairs of as many keypoints each.
             x1: (..., N, D) tokens of image 1.
         """
-        similarity, z0, z1 = self.similarity(x0, x1)
-        scores = similarity.log_softmax(dim=-1) + similarity.log_softmax(dim=-2)
-        scores = scores + F.logsigmoid(z0)[..., :, None] + F.logsigmoid(z1)[..., None, :]
-        scores = torch.cat([scores, F.logsigmoid(-z0)[..., :, None]], dim=-1)
-        bottom = torch.cat([F.logsigmoid(-z1), z1.new_zeros(*z1.shape[:-1], 1)], dim=-1)
-        return torch.cat([scores, bottom[..., None, :]], dim=-2)
+        return log_assignment(*self.similarity(x0, x1))
 
     def similarity(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return S (..., M, N) and the matchability logits z0 (..., M) and z1 (..., N), float32."""
         projected0, projected1 = (self.final_projection(x) * self.scale for x in (x0, x1))
         z0, z1 = (self.matchability(x).squeeze(-1).float() for x in (x0, x1))
         return (projected0 @ projected1.mT).float(), z0, z1
+
+
+def log_assignment(similarity: Tensor, z0: Tensor, z1: Tensor) -> Tensor:
+    """Return the log assignment (..., M + 1, N + 1); the last row and column mean "no match".
+
+    log P_ij = log softmax_j(S)_ij + log softmax_i(S)_ij + log sigmoid(z0_i) + log sigmoid(z1_j)
+
+    Args:
+        similarity: S (..., M, N).
+        z0: (..., M) matchability logits of image 0.
+        z1: (..., N) those of image 1.
+    """
+    scores = similarity.log_softmax(dim=-1) + similarity.log_softmax(dim=-2)
+    scores = scores + F.logsigmoid(z0)[..., :, None] + F.logsigmoid(z1)[..., None, :]
+    scores = torch.cat([scores, F.logsigmoid(-z0)[..., :, None]], dim=-1)
+    bottom = torch.cat([F.logsigmoid(-z1), z1.new_zeros(*z1.shape[:-1], 1)], dim=-1)
+    return torch.cat([scores, bottom[..., None, :]], dim=-2)
 
 
 def mutual_matches(log_assignment: Tensor, filter_threshold: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from keyglue.matching.lightglue.attention_gradient import attend, suits_gradient
 from keyglue.matching.lightglue.configuration import LightGlueConfig
 from keyglue.matching.lightglue.positional import rotate
 from keyglue.matching.lightglue.ragged import Packing
@@ -70,7 +71,10 @@ class Attention(nn.Module):
         if cross:
             k, v = (part.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for part in (k, v))
         dropout = self.dropout if self.training else 0.0
-        messages = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1])
+        if suits_gradient(q, k, dropout):
+            messages = attend(q, k, v)
+        else:
+            messages = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1])
         return messages.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, explicit: bool) -> tuple[Tensor, Tensor | None]:

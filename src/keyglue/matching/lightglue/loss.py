@@ -9,19 +9,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from keyglue.base.errors import InputError
+from keyglue.matching.lightglue.assignment import log_assignment
 
 if TYPE_CHECKING:
     from keyglue.matching.lightglue.assignment import MatchAssignment
     from keyglue.matching.lightglue.confidence import TokenConfidence
     from keyglue.matching.lightglue.lightglue import FeaturePair, LightGlueMatcher
     from keyglue.matching.lightglue.ragged import Packing, Tokens
+
+# S (..., M, N) and the matchability logits z0 (..., M) and z1 (..., N).
+Similarity = tuple[Tensor, Tensor, Tensor]
 
 UNMATCHABLE = -1
 IGNORE = -100
@@ -49,21 +53,54 @@ def check_labels(labels0: Tensor, labels1: Tensor) -> None:
             raise InputError(f"labels contradict each other: a match of {name} is not the match of its match.")
 
 
-def assignment_loss(log_assignment: Tensor, labels0: Tensor, labels1: Tensor) -> Tensor:
+def assignment_loss(similarity: Tensor, z0: Tensor, z1: Tensor, labels0: Tensor, labels1: Tensor) -> Tensor:
     """Return the negative log-likelihood (...) of the labels of each pair; positives and negatives weigh the same.
 
-    0.5 mean(-log P at true matches) + 0.25 mean(-log "no match" at unmatchable points of image 0), and the same for 1
+    0.5 mean(-log P at true matches) + 0.25 mean(-log "no match" at unmatchable points of image 0), and the same for 1,
+    with P and "no match" as in ``log_assignment``, which need not be formed.
 
     Args:
-        log_assignment: (..., M + 1, N + 1).
+        similarity: (..., M, N).
+        z0: (..., M) matchability logits of image 0.
+        z1: (..., N) those of image 1.
         labels0: (..., M).
         labels1: (..., N).
     """
-    at_matches = log_assignment[..., :-1, :].gather(-1, labels0.clamp(min=0)[..., None])[..., 0]
-    positive = _mean(-at_matches, labels0 >= 0)
-    negative0 = _mean(-log_assignment[..., :-1, -1], labels0 == UNMATCHABLE)
-    negative1 = _mean(-log_assignment[..., -1, :-1], labels1 == UNMATCHABLE)
+    matched = labels0 >= 0
+    matchable = F.logsigmoid(z0) + F.pad(F.logsigmoid(z1), (0, 1)).gather(-1, labels0.clamp(min=0))
+    positive = cast("Tensor", _DoubleSoftmax.apply(similarity, labels0)) + _mean(-matchable, matched)
+    negative0 = _mean(-F.logsigmoid(-z0), labels0 == UNMATCHABLE)
+    negative1 = _mean(-F.logsigmoid(-z1), labels1 == UNMATCHABLE)
     return 0.5 * positive + 0.25 * (negative0 + negative1)
+
+
+class _DoubleSoftmax(torch.autograd.Function):
+    """Mean of -log softmax_j(S)_ij - log softmax_i(S)_ij at the true matches; the gradient is formed on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, similarity: Tensor, labels0: Tensor) -> Tensor:
+        matched = labels0 >= 0
+        column = labels0.clamp(min=0)
+        share = matched / matched.sum(dim=-1, keepdim=True).clamp(min=1)
+        share = share.to(similarity.dtype)
+        if not similarity.numel():
+            ctx.save_for_backward(torch.zeros_like(similarity))
+            return similarity.new_zeros(similarity.shape[:-2])
+        share_of_column = torch.zeros_like(similarity[..., 0, :]).scatter_add_(-1, column, share)
+        rows = similarity.logsumexp(dim=-1, keepdim=True)
+        columns = similarity.logsumexp(dim=-2, keepdim=True)
+        right = similarity.gather(-1, column[..., None])[..., 0]
+        nll = rows[..., 0] + columns[..., 0, :].gather(-1, column) - 2 * right
+        gradient = (similarity - rows).exp_().mul_(share[..., None])
+        gradient += (similarity - columns).exp_().mul_(share_of_column[..., None, :])
+        gradient.scatter_add_(-1, column[..., None], -2 * share[..., None])
+        ctx.save_for_backward(gradient)
+        return (nll * share).sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0][..., None, None], None
 
 
 def confidence_loss(logits: Tensor, agrees: Tensor) -> Tensor:
@@ -89,12 +126,16 @@ class MatchingLosses:
     Attributes:
         assignment: () loss of the assignments, every layer supervised alike.
         confidence: () loss of the confidence heads; None where it was not asked for or there are no heads.
-        last: Each pair's (M + 1, N + 1) log assignment after the last layer.
+        last: Similarities and matchabilities after the last layer, of all pairs at once or of one pair each.
     """
 
     assignment: Tensor
     confidence: Tensor | None
-    last: list[Tensor]
+    last: list[Similarity]
+
+    def log_assignments(self) -> list[Tensor]:
+        """Return each pair's (M + 1, N + 1) log assignment after the last layer, without gradients."""
+        return [one for together in _log_assignments(self.last) for one in together]
 
 
 def matching_losses(
@@ -115,22 +156,20 @@ def matching_losses(
     losses: list[Tensor] = []
     logits: list[Tensor] = []
     bests: list[Tensor] = []
-    rows: list[Tensor] = []
+    rows: list[Similarity] = []
     targets: list[tuple[Tensor, Tensor]] | None = None
     for index, tokens in enumerate(model.tokens_per_layer(pairs)):
         if targets is None:
             targets = _stack_labels(labels, tokens.packing)
-        rows = _assign(model, index, tokens)
-        losses.append(torch.cat([assignment_loss(row, *target) for row, target in zip(rows, targets, strict=True)]))
+        rows = _similarities(model.assignment(index), tokens)
+        losses.append(torch.cat([assignment_loss(*row, *target) for row, target in zip(rows, targets, strict=True)]))
         if confidence and len(model.token_confidence):
-            answers = [best_of(row.detach(), model.config.filter_threshold) for row in rows]
+            answers = [best_of(assigned, model.config.filter_threshold) for assigned in _log_assignments(rows)]
             bests.append(torch.cat([_token_order(*answer) for answer in answers]))
             if index < len(model.token_confidence):
                 logits.append(cast("TokenConfidence", model.token_confidence[index]).logits(tokens.x))
     terms = [confidence_loss(logit, best == bests[-1]) for logit, best in zip(logits, bests, strict=False)]
-    return MatchingLosses(
-        torch.stack(losses).mean(), torch.stack(terms).mean() if terms else None, [la for row in rows for la in row]
-    )
+    return MatchingLosses(torch.stack(losses).mean(), torch.stack(terms).mean() if terms else None, rows)
 
 
 def matching_loss(
@@ -154,16 +193,22 @@ def matching_loss(
         check_labels(labels0, labels1)
     losses = matching_losses(model, pairs, labels)
     total = losses.assignment if losses.confidence is None else losses.assignment + losses.confidence
-    return total, losses.last
+    return total, losses.log_assignments()
 
 
-def _assign(model: LightGlueMatcher, index: int, tokens: Tokens) -> list[Tensor]:
-    """Return log assignments (b, M + 1, N + 1): all pairs in one where they have as many keypoints, else one by one."""
-    count = tokens.packing.uniform
+def _similarities(layer: MatchAssignment, tokens: Tokens) -> list[Similarity]:
+    """Return S (b, M, N), z0 (b, M), z1 (b, N): all pairs in one where they have as many keypoints, else one by one."""
+    count, slices = tokens.packing.uniform, tokens.packing.slices
     if count is None:
-        return [log_assignment[None] for log_assignment in model.assign(index, tokens)]
+        rows = [tokens.x[None, part] for part in slices]
+        return [layer.similarity(rows[i], rows[i + 1]) for i in range(0, len(rows), 2)]
     x = tokens.x.unflatten(0, (-1, 2, count))
-    return [cast("MatchAssignment", model.match_assignment_layers[index])(x[:, 0], x[:, 1])]
+    return [layer.similarity(x[:, 0], x[:, 1])]
+
+
+def _log_assignments(rows: list[Similarity]) -> list[Tensor]:
+    """Return log assignments (b, M + 1, N + 1), without gradients."""
+    return [log_assignment(*(part.detach() for part in row)) for row in rows]
 
 
 def _stack_labels(labels: Sequence[tuple[Tensor, Tensor]], packing: Packing) -> list[tuple[Tensor, Tensor]]:
