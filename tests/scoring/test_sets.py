@@ -194,6 +194,37 @@ def test_poses_are_read_and_pairs_chosen_by_angle(photographs: dict[str, torch.T
         assert_geometry_is_consistent(pair, {frame["name"]: frame for frame in frames}, np.zeros(3))
 
 
+def to_colmap(folder: Path, frames: list[dict[str, Any]]) -> None:
+    """Write the cameras of a scene.json as a COLMAP model, whose pixels have their centres at halves."""
+    (folder / "sparse" / "0").mkdir(parents=True)
+    cameras, images = [], []
+    for number, frame in enumerate(frames, start=1):
+        (fx, _, cx), (_, fy, cy), _ = frame["K"]
+        cameras.append(f"{number} PINHOLE {frame['w']} {frame['h']} {fx} {fy} {cx + 0.5} {cy + 0.5}\n")
+        R = np.array(frame["R"])
+        # The rotation's axis and angle as a quaternion; none here turns by 180 degrees.
+        w = np.sqrt(1 + np.trace(R)) / 2
+        turn = (w, *(np.array([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]]) / (4 * w)))
+        pose = " ".join(str(float(value)) for value in (*turn, *frame["t"]))
+        images.append(f"{number} {pose} {number} {Path(frame['name']).name}\n\n")
+    (folder / "sparse" / "0" / "cameras.txt").write_text("".join(cameras))
+    (folder / "sparse" / "0" / "images.txt").write_text("".join(images))
+
+
+def test_a_colmap_model_is_a_scene(photographs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    frames = make_scene(tmp_path, [0, 3, 20, 50], photographs["astronaut"])
+    expected = [pair.name for pair in read_set("poses", tmp_path).pairs]
+    to_colmap(tmp_path, frames)
+    (tmp_path / "scene.json").unlink()
+    pairs = read_set("poses", tmp_path).pairs
+    assert [pair.name for pair in pairs] == expected
+    for pair in pairs:
+        assert_geometry_is_consistent(pair, {frame["name"]: frame for frame in frames}, np.zeros(3))
+    (tmp_path / "pairs.txt").write_text("0.png images/1.png\n")
+    (pair,) = read_set("poses", tmp_path).pairs
+    assert (pair.image0.name, pair.image1.name) == ("images/0.png", "images/1.png")
+
+
 def test_depth_maps_say_what_two_cameras_share(photographs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     image = photographs["astronaut"]
     height, width = image.shape[1:]

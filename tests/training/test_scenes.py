@@ -14,7 +14,7 @@ from keyglue.base.errors import InputError
 from keyglue.base.types import Features
 from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
 from keyglue.matching.lightglue.loss import check_labels
-from keyglue.training.colmap import read_sparse_model
+from keyglue.multiview.sparse_model import read_sparse_model
 from keyglue.training.data import load_data
 from keyglue.training.homographies import ViewSettings
 from keyglue.training.photometric import PhotometricSettings

@@ -1,4 +1,4 @@
-"""Sets of pairs with camera poses: folders with a scene.json, and the rule that chooses the pairs.
+"""Sets of pairs with camera poses: folders with a scene.json or a COLMAP model, and the rule that chooses the pairs.
 
 scene.json: {"frames": [{"name", "w", "h", "K", "R", "t", optional "dist", "depth", "depth_scale"}]} with
 x_cam = R x_world + t and pixel = K x_cam; "name" and "depth" are paths relative to the file.
@@ -18,6 +18,7 @@ from PIL import Image
 from keyglue.base.errors import InputError
 from keyglue.multiview.arrays import Array, as_array, homogeneous
 from keyglue.multiview.cameras import Camera, as_camera
+from keyglue.multiview.sparse_model import model_folder, read_sparse_model
 from keyglue.scoring.pairs import PairSet, Picture, PoseTruth, ScoredPair
 
 ANGLES = (5.0, 45.0)
@@ -61,25 +62,26 @@ def strecha(folder: Path) -> PairSet:
 
 
 def poses(folder: Path) -> PairSet:
-    """Read one scene.json, or one in each folder, and choose pairs.
+    """Read a scene, or one in each folder, and choose pairs.
 
-    Where a file pairs.txt lies beside scene.json, with two image names a line, its pairs are taken. Otherwise it is
-    ``choose_pairs`` that chooses.
+    A scene is a scene.json, or images/ with a COLMAP model in sparse/ or sparse/0/. Where a file pairs.txt lies beside
+    it, with two image names a line, its pairs are taken. Otherwise it is ``choose_pairs`` that chooses.
 
     Args:
-        folder: Holds scene.json, or folders that do.
+        folder: Holds a scene, or folders that do.
 
     Raises:
         InputError: A file is missing or incomplete, or no pair is left.
     """
-    files = [folder / "scene.json"] if (folder / "scene.json").is_file() else sorted(folder.glob("*/scene.json"))
-    if not files:
-        raise InputError(f"{folder} must hold scene.json, or folders with one each.")
+    scenes = [folder] if _is_scene(folder) else sorted(scene for scene in folder.glob("*") if _is_scene(scene))
+    if not scenes:
+        raise InputError(
+            f"{folder} must hold scene.json, or images/ with a COLMAP model in sparse/, or folders with one of these."
+        )
     pairs: list[ScoredPair] = []
     listed = 0
-    for file in files:
-        scene = file.parent
-        frames = read_frames(file)
+    for scene in scenes:
+        frames = _read_scene(scene)
         names = scene / "pairs.txt"
         listed += names.is_file()
         chosen = _listed_pairs(names, frames) if names.is_file() else choose_pairs(frames, scene)
@@ -92,13 +94,26 @@ def poses(folder: Path) -> PairSet:
                     image0=Picture.of_file(scene / first.name, folder),
                     image1=Picture.of_file(scene / second.name, folder),
                     truth=PoseTruth(R=R, t=second.t - R @ first.t, camera0=first.camera, camera1=second.camera),
-                    group=scene.name if len(files) > 1 else "",
+                    group=scene.name if len(scenes) > 1 else "",
                 )
             )
     if not pairs:
         raise InputError(f"{folder}: the rule for choosing pairs leaves no pairs. List pairs of images in pairs.txt.")
-    rule = RULE if not listed else "The pairs of pairs.txt." if listed == len(files) else f"pairs.txt, else: {RULE}"
+    rule = RULE if not listed else "The pairs of pairs.txt." if listed == len(scenes) else f"pairs.txt, else: {RULE}"
     return PairSet(name="poses", pairs=pairs, rule=rule)
+
+
+def _is_scene(folder: Path) -> bool:
+    return (folder / "scene.json").is_file() or model_folder(folder) is not None
+
+
+def _read_scene(scene: Path) -> list[Frame]:
+    """Read the frames of a scene.json, or of the COLMAP model of a folder."""
+    sparse = model_folder(scene)
+    if (scene / "scene.json").is_file() or sparse is None:
+        return read_frames(scene / "scene.json")
+    images = read_sparse_model(sparse)
+    return [Frame(name=f"images/{image.name}", camera=image.camera, R=image.R, t=image.t) for image in images]
 
 
 def read_frames(file: Path) -> list[Frame]:
@@ -170,13 +185,15 @@ def choose_pairs(frames: list[Frame], scene: Path) -> list[tuple[int, int]]:
 
 def _listed_pairs(file: Path, frames: list[Frame]) -> list[tuple[int, int]]:
     index = {frame.name: number for number, frame in enumerate(frames)}
+    # A COLMAP model names its images without their folder.
+    index.update({name.removeprefix("images/"): number for name, number in index.items()})
     chosen: list[tuple[int, int]] = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         names = line.split()
         if not names or names[0].startswith("#"):
             continue
         if len(names) != 2 or any(name not in index for name in names):
-            raise InputError(f"{file}, line {number}: expected two image names of scene.json, got {line!r}.")
+            raise InputError(f"{file}, line {number}: expected two image names of the scene, got {line!r}.")
         chosen.append((index[names[0]], index[names[1]]))
     return chosen
 

@@ -272,8 +272,12 @@ def _judge(labels: Tensor, unmatched: Tensor, known: Tensor | None) -> Tensor:
 
 def _distances(projected: Tensor, keypoints: Tensor) -> Tensor:
     """Return (..., M, N) distances from projected points (..., M, 2) to keypoints (..., N, 2), infinite for NaN."""
-    difference = projected[..., :, None, :] - keypoints.to(projected)[..., None, :, :]
-    return difference.square().sum(-1).sqrt().nan_to_num(torch.inf, posinf=torch.inf)
+    # One axis after the other: a third of the time of a sum over a last dimension of two.
+    x, y = (
+        (a[..., :, None] - b[..., None, :]).square_()
+        for a, b in zip(projected.unbind(-1), keypoints.to(projected).unbind(-1), strict=True)
+    )
+    return x.add_(y).sqrt_().nan_to_num_(torch.inf, posinf=torch.inf)
 
 
 def _no_closer(distance: Tensor, radius: float) -> Tensor:

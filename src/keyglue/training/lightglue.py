@@ -50,7 +50,7 @@ class MatcherSettings:
             "random".
         stage: "matching" trains all but the confidence heads, "confidence" the confidence heads alone.
         pairs: Pairs a batch.
-        keypoints: Fewest and most keypoints an image; drawn for each batch.
+        keypoints: Fewest and most keypoints an image; drawn for each batch, few more often than many, which cost more.
         views: How the views of a photograph differ.
         scene_views: How views differ from the frames of scenes.
         light: Photometric changes.
@@ -160,7 +160,8 @@ class MatcherTask(Task):
         generator = generator_for(self.seed, stream, index)
         rows = self._stream(stream).rows(index)
         fewest, most = settings.keypoints
-        count = int(torch.randint(fewest, most + 1, (), generator=generator))
+        lot = float(torch.rand((), generator=generator, dtype=torch.float64))
+        count = fewest + int((most - fewest + 1) * lot**2)
         pairs: list[FeaturePair] = []
         labels: list[Labels] = []
         for number, (group, place) in enumerate(rows):

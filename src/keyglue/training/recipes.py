@@ -20,6 +20,8 @@ from keyglue.training.superpoint import SuperPointSettings
 
 Size = Literal["small", "base"]
 
+_STRONG_LIGHT = PhotometricSettings(gamma=2.2, brightness=0.2, contrast=0.5)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -72,10 +74,9 @@ def superpoint_scratch() -> Recipe:
 def superpoint_further() -> Recipe:
     """A trained SuperPoint, on views that differ more in scale, rotation and light."""
     views = ViewSettings(size=(192, 256), max_angle=60.0, zoom=2.5)
-    light = PhotometricSettings(gamma=2.2, brightness=0.2, contrast=0.5)
     return Recipe(
         name="superpoint_further",
-        task=SuperPointSettings(pairs=4, views=views, light=light, detector_first=0, settling=0),
+        task=SuperPointSettings(pairs=4, views=views, light=_STRONG_LIGHT, detector_first=0, settling=0),
         loop=LoopSettings(steps=20_000, learning_rate=4e-4, warmup=100, ema=0.998, validate_every=1000),
         start="keyglue-small",
     )
@@ -94,8 +95,17 @@ def lightglue_3d(size: Size = "small") -> Recipe:
     """LightGlue after its homographies, with more keypoints, on made-up rooms and, where given, on scenes too."""
     return Recipe(
         name="lightglue_3d",
-        task=MatcherSettings(config=matcher_config(size), keypoints=(256, 512), scenes=0.3, rooms=0.3),
-        loop=LoopSettings(steps=5_000, learning_rate=2e-4, validate_every=250, checkpoint_minutes=3),
+        task=MatcherSettings(
+            config=matcher_config(size),
+            pairs=16,
+            keypoints=(128, 640),
+            views=ViewSettings(size=(240, 320), max_angle=60.0, zoom=2.5),
+            light=_STRONG_LIGHT,
+            scenes=0.2,
+            rooms=0.4,
+            unrelated=0.2,
+        ),
+        loop=LoopSettings(steps=5_000, learning_rate=5e-4, ema=0.998, validate_every=250, checkpoint_minutes=3),
     )
 
 

@@ -24,7 +24,7 @@ from keyglue.base.errors import InputError, KeyglueError
 from keyglue.base.types import Features
 from keyglue.images.coordinates import resize_keypoints
 from keyglue.multiview.cameras import Camera, as_camera
-from keyglue.training.colmap import PosedImage, read_sparse_model
+from keyglue.multiview.sparse_model import PosedImage, model_folder, read_sparse_model
 from keyglue.training.geometry import disparity_of_right, fundamental_matrix, shared_view
 from keyglue.training.labels import Labels, labels_from_depth, labels_from_disparity, labels_from_tracks
 from keyglue.training.photos import Photos, read_gray
@@ -131,8 +131,7 @@ class TrackScene(Scene):
 
     def __init__(self, folder: Path, long_side: int) -> None:
         self.name = folder.name
-        sparse = folder / "sparse"
-        model = read_sparse_model(sparse / "0" if (sparse / "0").is_dir() else sparse)
+        model = read_sparse_model(model_folder(folder) or folder)
         images = _read_images([folder / "images" / image.name for image in model], long_side)
         self.frames = Photos.of_images([f"{self.name}/{image.name}" for image in model], images)
         self.images = [_shrunk(posed, tuple(image.shape)) for posed, image in zip(model, images, strict=True)]
@@ -203,7 +202,7 @@ def load_scene(folder: str | os.PathLike[str], long_side: int = 640) -> Scene | 
     try:
         if (path / "scene.json").is_file():
             return DepthScene(path, long_side)
-        if (path / "sparse").is_dir() and (path / "images").is_dir():
+        if model_folder(path) is not None:
             return TrackScene(path, long_side)
     except KeyglueError:
         raise

@@ -51,6 +51,14 @@ class PosedImage:
     tracks: NDArray[np.int64]
 
 
+def model_folder(scene: Path) -> Path | None:
+    """Return the folder of a scene's sparse model, sparse/0/ or sparse/; None if it or images/ is not there."""
+    if not (scene / "images").is_dir():
+        return None
+    folders = (scene / "sparse" / "0", scene / "sparse")
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
 def read_sparse_model(folder: Path) -> list[PosedImage]:
     """Read the images of a sparse model.
 
