@@ -45,72 +45,86 @@ LABELS = (torch.tensor([2, -1, 0, -100, -1]), torch.tensor([2, -100, 0, -1]))
 STACKED = tuple(torch.stack([label] * 2) for label in LABELS)
 
 
-def _similarity(*batch: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _parts(*, pairs: int = 2, columns: int = 4, dtype: torch.dtype = torch.float32) -> Parts:
+    """Projected descriptors of 5 and 4 keypoints, and their matchabilities."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(
-        (3 * torch.randn(*batch, *shape, generator=generator, dtype=dtype)).requires_grad_()
-        for shape in ((5, 4), (5,), (4,))
+    y0, y1, z0, z1 = (
+        torch.randn(pairs, *shape, generator=generator, dtype=dtype).requires_grad_()
+        for shape in ((5, 3), (columns, 3), (5,), (columns,))
     )
+    return y0, y1, z0, z1
 
 
 def test_loss_is_the_formula_of_the_paper() -> None:
-    parts = _similarity()
-    la = log_assignment(*parts)
-    positive = -(la[0, 2] + la[2, 0]) / 2
-    negative0, negative1 = -(la[1, 4] + la[4, 4]) / 2, -la[5, 3]
+    parts = _parts()
+    y0, y1, z0, z1 = parts
+    la = log_assignment(y0 @ y1.mT, z0, z1)
+    positive = -(la[:, 0, 2] + la[:, 2, 0]) / 2
+    negative0, negative1 = -(la[:, 1, 4] + la[:, 4, 4]) / 2, -la[:, 5, 3]
     expected = 0.5 * positive + 0.5 * (negative0 + negative1) / 2
-    loss = assignment_loss(*parts, *LABELS)
+    loss = assignment_loss(*parts, *STACKED)
     torch.testing.assert_close(loss, expected)
-    for own, other in zip(torch.autograd.grad(loss, parts), torch.autograd.grad(expected, parts), strict=True):
+    weights = torch.tensor([1.0, 3.0])
+    for own, other in zip(
+        torch.autograd.grad(loss @ weights, parts), torch.autograd.grad(expected @ weights, parts), strict=True
+    ):
         torch.testing.assert_close(own, other)
-    other = (parts[0] + 1, parts[1] - 1, parts[2])
-    stacked = assignment_loss(*(torch.stack(both) for both in zip(parts, other, strict=True)), *STACKED)
-    torch.testing.assert_close(stacked, torch.stack([loss, assignment_loss(*other, *LABELS)]))
 
 
 def test_similarities_that_no_exponential_can_hold_have_a_finite_loss() -> None:
-    similarity, z0, z1 = _similarity()
-    loss = assignment_loss(similarity * 1000, z0, z1, *LABELS)
-    torch.testing.assert_close(loss, assignment_loss(similarity.double() * 1000, z0, z1, *LABELS).float())
-    assert torch.isfinite(loss)
-    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, (similarity, z0, z1)))
+    y0, *parts = _parts()
+    loss = assignment_loss(y0 * 1000, *parts, *STACKED)
+    exact = assignment_loss(y0.double() * 1000, *(part.double() for part in parts), *STACKED)
+    torch.testing.assert_close(loss, exact.float())
+    assert torch.isfinite(loss).all()
+    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss.sum(), (y0, *parts)))
 
 
 @pytest.mark.parametrize("value", [-1, -100])
 @pytest.mark.parametrize("columns", [4, 0])
 def test_pairs_without_matches_or_without_negatives_have_a_finite_loss_and_gradient(value: int, columns: int) -> None:
-    parts = tuple(torch.randn(*shape, requires_grad=True) for shape in ((5, columns), (5,), (columns,)))
-    loss = assignment_loss(*parts, torch.full((5,), value), torch.full((columns,), value))
+    parts = _parts(columns=columns)
+    loss = assignment_loss(*parts, torch.full((2, 5), value), torch.full((2, columns), value)).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert all(part.grad is not None and torch.isfinite(part.grad).all() for part in parts)
 
 
 def test_gradients_agree_with_finite_differences() -> None:
-    parts = _similarity(2, dtype=torch.float64)
+    parts = _parts(dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *values: assignment_loss(*values, *STACKED), parts)
     logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda values: confidence_loss(values, torch.arange(7) % 2 == 0), (logits,))
 
 
-def test_gradients_of_attention_agree_with_finite_differences_and_with_torch() -> None:
-    generator = torch.Generator().manual_seed(0)
+def _heads(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
 
-    def heads(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=dtype).transpose(1, 2).requires_grad_()
 
+def test_gradients_of_attention_agree_with_finite_differences() -> None:
     # More heads than are worked on at a time, keys of another number than queries.
-    few = [heads(3, count, 3, 4, dtype=torch.float64) for count in (5, 6, 6)]
-    assert torch.autograd.gradcheck(attend, few, fast_mode=True)
-    exact = torch.nn.functional.scaled_dot_product_attention
-    many = [heads(4, count, 4, 32, dtype=torch.float64) for count in (60, 70, 70)]
-    gradient = torch.randn(4, 4, 60, 32, generator=generator, dtype=torch.float64)
-    expected = torch.autograd.grad(exact(*many), many, gradient)
+    parts = [_heads(3, count, 3, 4, seed=seed) for seed, count in enumerate((5, 6, 6))]
+    assert torch.autograd.gradcheck(attend, parts, fast_mode=True)
+
+
+@pytest.mark.parametrize("isa", ["", "off", "amx-emulated"])
+@pytest.mark.parametrize(("queries", "keys", "dim"), [(60, 70, 32), (200, 33, 64), (1, 1, 32), (97, 128, 24)])
+def test_gradients_of_attention_in_bfloat16_are_those_of_torch(
+    isa: str, queries: int, keys: int, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYGLUE_ISA", isa)
+    many = [_heads(3, count, 3, dim, seed=seed) for seed, count in enumerate((queries, keys, keys))]
+    gradient = _heads(3, queries, 3, dim, seed=9).detach()
+    plain = torch.nn.functional.scaled_dot_product_attention(*(part.transpose(1, 2) for part in many))
+    expected = torch.autograd.grad(plain.transpose(1, 2), many, gradient)
     half = [part.detach().bfloat16().requires_grad_() for part in many]
     assert suits_gradient(half[0], half[1], 0.0)
     assert not suits_gradient(many[0], many[1], 0.0)
     for own, true in zip(torch.autograd.grad(attend(*half), half, gradient.bfloat16()), expected, strict=True):
-        assert (own - true).norm() < 0.02 * true.norm()
+        assert (own - true).norm() <= 0.02 * true.norm() + 0.02 * (keys == 1)
 
 
 def test_gradient_of_the_whole_model_points_where_the_loss_falls() -> None:

@@ -45,6 +45,17 @@ struct AssignmentCall {
     Workspace* work;
 };
 
+// Gradients of softmax(scale Q K^T) V. Queries and what is like them are (images, queries, heads, dim), keys and values
+// (images, keys, heads, dim), bfloat16; dim is a multiple of 32.
+struct AttentionGradientCall {
+    const unsigned short *query, *key, *value, *out, *gradient;
+    const float* logsumexp;  // (images, heads, queries), of the logits
+    unsigned short *to_query, *to_key, *to_value;
+    int images, heads, queries, keys, dim;
+    float scale;
+    int threads;
+};
+
 struct MatcherKernels {
     void* (*pack_block)(const BlockWeights&);
     void (*free_block)(void*);
@@ -53,6 +64,8 @@ struct MatcherKernels {
     void (*free_assignment)(void*);
     // False where something is not a number; the results are then void.
     bool (*assign)(const void*, const AssignmentCall&);
+    // Null where products are in float32.
+    void (*attention_gradient)(const AttentionGradientCall&);
 };
 
 }  // namespace keyglue

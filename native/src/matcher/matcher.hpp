@@ -5,9 +5,14 @@
 #include "block.hpp"
 #include "layer.hpp"
 #include "assignment.hpp"
+#if defined(VARIANT_amx) || defined(VARIANT_amx_emulated)
+#include "attention_gradient.hpp"
+#else
+constexpr void (*attention_gradient)(const AttentionGradientCall&) = nullptr;
+#endif
 
 static const MatcherKernels* matcher_kernels() {
     static const MatcherKernels kernels = {
-        pack_block, free_block, run_block, pack_assignment, free_assignment, assign};
+        pack_block, free_block, run_block, pack_assignment, free_assignment, assign, attention_gradient};
     return &kernels;
 }

@@ -33,9 +33,12 @@ class MatchAssignment(nn.Module):
 
     def similarity(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return S (..., M, N) and the matchability logits z0 (..., M) and z1 (..., N), float32."""
-        projected0, projected1 = (self.final_projection(x) * self.scale for x in (x0, x1))
-        z0, z1 = (self.matchability(x).squeeze(-1).float() for x in (x0, x1))
-        return (projected0 @ projected1.mT).float(), z0, z1
+        (y0, z0), (y1, z1) = self.project(x0), self.project(x1)
+        return (y0 @ y1.mT).float(), z0, z1
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what similarities are products of, (..., M, D), and the matchability logits (..., M), float32."""
+        return self.final_projection(x) * self.scale, self.matchability(x).squeeze(-1).float()
 
 
 def log_assignment(similarity: Tensor, z0: Tensor, z1: Tensor) -> Tensor:

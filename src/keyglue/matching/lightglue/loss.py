@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from keyglue.matching.lightglue.lightglue import FeaturePair, LightGlueMatcher
     from keyglue.matching.lightglue.ragged import Packing, Tokens
 
-# S (..., M, N) and the matchability logits z0 (..., M) and z1 (..., N).
-Similarity = tuple[Tensor, Tensor, Tensor]
+# What similarities of B pairs are products of, (B, M, D) and (B, N, D), and their matchability logits (B, M), (B, N).
+Projected = tuple[Tensor, Tensor, Tensor, Tensor]
 
 UNMATCHABLE = -1
 IGNORE = -100
@@ -53,54 +53,62 @@ def check_labels(labels0: Tensor, labels1: Tensor) -> None:
             raise InputError(f"labels contradict each other: a match of {name} is not the match of its match.")
 
 
-def assignment_loss(similarity: Tensor, z0: Tensor, z1: Tensor, labels0: Tensor, labels1: Tensor) -> Tensor:
+def assignment_loss(
+    projected0: Tensor, projected1: Tensor, z0: Tensor, z1: Tensor, labels0: Tensor, labels1: Tensor
+) -> Tensor:
     """Return the negative log-likelihood (...) of the labels of each pair; positives and negatives weigh the same.
 
     0.5 mean(-log P at true matches) + 0.25 mean(-log "no match" at unmatchable points of image 0), and the same for 1,
-    with P and "no match" as in ``log_assignment``, which need not be formed.
+    with P and "no match" as in ``log_assignment``, which is never formed.
 
     Args:
-        similarity: (..., M, N).
-        z0: (..., M) matchability logits of image 0.
-        z1: (..., N) those of image 1.
-        labels0: (..., M).
-        labels1: (..., N).
+        projected0: (B, M, D) whose products with ``projected1`` are the similarity.
+        projected1: (B, N, D).
+        z0: (B, M) matchability logits of image 0.
+        z1: (B, N) those of image 1.
+        labels0: (B, M).
+        labels1: (B, N).
     """
-    matched = labels0 >= 0
     matchable = F.logsigmoid(z0) + F.pad(F.logsigmoid(z1), (0, 1)).gather(-1, labels0.clamp(min=0))
-    positive = cast("Tensor", _DoubleSoftmax.apply(similarity, labels0)) + _mean(-matchable, matched)
+    positive = cast("Tensor", _DoubleSoftmax.apply(projected0, projected1, labels0)) + _mean(-matchable, labels0 >= 0)
     negative0 = _mean(-F.logsigmoid(-z0), labels0 == UNMATCHABLE)
     negative1 = _mean(-F.logsigmoid(-z1), labels1 == UNMATCHABLE)
     return 0.5 * positive + 0.25 * (negative0 + negative1)
 
 
 class _DoubleSoftmax(torch.autograd.Function):
-    """Mean of -log softmax_j(S)_ij - log softmax_i(S)_ij at the true matches; the gradient is formed on the way."""
+    """Mean of -log softmax_j(S)_ij - log softmax_i(S)_ij at the true matches, with S = Y0 Y1^T.
+
+    Pair by pair, so that S stays in the cache and is never kept; the gradients of Y0 and Y1 are formed on the way.
+    """
 
     @staticmethod
-    def forward(ctx: Any, similarity: Tensor, labels0: Tensor) -> Tensor:
-        matched = labels0 >= 0
-        column = labels0.clamp(min=0)
-        share = matched / matched.sum(dim=-1, keepdim=True).clamp(min=1)
-        share = share.to(similarity.dtype)
-        if not similarity.numel():
-            ctx.save_for_backward(torch.zeros_like(similarity))
-            return similarity.new_zeros(similarity.shape[:-2])
-        share_of_column = torch.zeros_like(similarity[..., 0, :]).scatter_add_(-1, column, share)
-        rows = similarity.logsumexp(dim=-1, keepdim=True)
-        columns = similarity.logsumexp(dim=-2, keepdim=True)
-        right = similarity.gather(-1, column[..., None])[..., 0]
-        nll = rows[..., 0] + columns[..., 0, :].gather(-1, column) - 2 * right
-        gradient = (similarity - rows).exp_().mul_(share[..., None])
-        gradient += (similarity - columns).exp_().mul_(share_of_column[..., None, :])
-        gradient.scatter_add_(-1, column[..., None], -2 * share[..., None])
-        ctx.save_for_backward(gradient)
-        return (nll * share).sum(dim=-1)
+    def forward(ctx: Any, projected0: Tensor, projected1: Tensor, labels0: Tensor) -> Tensor:
+        gradient0, gradient1 = torch.zeros_like(projected0), torch.zeros_like(projected1)
+        dtype = torch.promote_types(projected0.dtype, torch.float32)
+        losses = projected0.new_zeros(len(projected0), dtype=dtype)
+        for pair, (y0, y1) in enumerate(zip(projected0, projected1, strict=True)):
+            row = (labels0[pair] >= 0).nonzero().squeeze(1)
+            if not len(row):
+                continue
+            column = labels0[pair, row]
+            similarity = (y0 @ y1.mT).to(dtype)
+            of_rows, of_columns = similarity[row], similarity[:, column]
+            rows, columns = of_rows.logsumexp(dim=1), of_columns.logsumexp(dim=0)
+            losses[pair] = (rows + columns - 2 * similarity[row, column]).mean()
+            gradient = torch.zeros_like(similarity)
+            gradient[row] = (of_rows - rows[:, None]).exp_()
+            gradient[:, column] += (of_columns - columns).exp_()
+            gradient[row, column] -= 2
+            gradient = (gradient / len(row)).to(y0.dtype)
+            gradient0[pair], gradient1[pair] = gradient @ y1, gradient.mT @ y0
+        ctx.save_for_backward(gradient0, gradient1)
+        return losses
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0][..., None, None], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        gradient0, gradient1 = (part * gradients[0][:, None, None].to(part.dtype) for part in ctx.saved_tensors)
+        return gradient0, gradient1, None
 
 
 def confidence_loss(logits: Tensor, agrees: Tensor) -> Tensor:
@@ -126,12 +134,12 @@ class MatchingLosses:
     Attributes:
         assignment: () loss of the assignments, every layer supervised alike.
         confidence: () loss of the confidence heads; None where it was not asked for or there are no heads.
-        last: Similarities and matchabilities after the last layer, of all pairs at once or of one pair each.
+        last: What the assignments after the last layer are made from, of all pairs at once or of one pair each.
     """
 
     assignment: Tensor
     confidence: Tensor | None
-    last: list[Similarity]
+    last: list[Projected]
 
     def log_assignments(self) -> list[Tensor]:
         """Return each pair's (M + 1, N + 1) log assignment after the last layer, without gradients."""
@@ -156,12 +164,12 @@ def matching_losses(
     losses: list[Tensor] = []
     logits: list[Tensor] = []
     bests: list[Tensor] = []
-    rows: list[Similarity] = []
+    rows: list[Projected] = []
     targets: list[tuple[Tensor, Tensor]] | None = None
     for index, tokens in enumerate(model.tokens_per_layer(pairs)):
         if targets is None:
             targets = _stack_labels(labels, tokens.packing)
-        rows = _similarities(model.assignment(index), tokens)
+        rows = _projected(model.assignment(index), tokens)
         losses.append(torch.cat([assignment_loss(*row, *target) for row, target in zip(rows, targets, strict=True)]))
         if confidence and len(model.token_confidence):
             answers = [best_of(assigned, model.config.filter_threshold) for assigned in _log_assignments(rows)]
@@ -196,19 +204,22 @@ def matching_loss(
     return total, losses.log_assignments()
 
 
-def _similarities(layer: MatchAssignment, tokens: Tokens) -> list[Similarity]:
-    """Return S (b, M, N), z0 (b, M), z1 (b, N): all pairs in one where they have as many keypoints, else one by one."""
-    count, slices = tokens.packing.uniform, tokens.packing.slices
+def _projected(layer: MatchAssignment, tokens: Tokens) -> list[Projected]:
+    """Project the tokens of all pairs at once where they have as many keypoints, else one by one."""
+    y, z = layer.project(tokens.x)
+    count = tokens.packing.uniform
     if count is None:
-        rows = [tokens.x[None, part] for part in slices]
-        return [layer.similarity(rows[i], rows[i + 1]) for i in range(0, len(rows), 2)]
-    x = tokens.x.unflatten(0, (-1, 2, count))
-    return [layer.similarity(x[:, 0], x[:, 1])]
+        images = [(y[None, part], z[None, part]) for part in tokens.packing.slices]
+    else:
+        pairs, logits = y.unflatten(0, (-1, 2, count)), z.unflatten(0, (-1, 2, count))
+        images = [(pairs[:, image], logits[:, image]) for image in (0, 1)]
+    return [(y0, y1, z0, z1) for (y0, z0), (y1, z1) in zip(images[::2], images[1::2], strict=True)]
 
 
-def _log_assignments(rows: list[Similarity]) -> list[Tensor]:
+def _log_assignments(rows: list[Projected]) -> list[Tensor]:
     """Return log assignments (b, M + 1, N + 1), without gradients."""
-    return [log_assignment(*(part.detach() for part in row)) for row in rows]
+    with torch.no_grad():
+        return [log_assignment((y0 @ y1.mT).float(), z0, z1) for y0, y1, z0, z1 in rows]
 
 
 def _stack_labels(labels: Sequence[tuple[Tensor, Tensor]], packing: Packing) -> list[tuple[Tensor, Tensor]]:
