@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/vector.h>
 
+#include <initializer_list>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -138,35 +139,58 @@ class PackedAssignment {
 // (images, tokens, heads, dim) of bfloat16, which C++17 has no type for.
 using Halves = nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 
-void attention_gradient(const Kernels& kernels, const Halves& query, const Halves& key, const Halves& value,
-                        const Halves& out, const Halves& gradient, const Array<const float, 3>& logsumexp, float scale,
-                        const Halves& to_query, const Halves& to_key, const Halves& to_value, int threads) {
-    require(kernels.matcher->attention_gradient != nullptr, "these kernels have no gradient of attention");
-    const auto same = [](const Halves& a, const Halves& b) {
-        for (size_t axis = 0; axis < 4; axis++) {
-            if (a.shape(axis) != b.shape(axis)) return false;
-        }
-        return true;
-    };
+void require_halves(std::initializer_list<const Halves*> arrays) {
     const nb::dlpack::dtype bfloat16{static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1};
-    for (const Halves* array : {&query, &key, &value, &out, &gradient, &to_query, &to_key, &to_value}) {
-        require(array->dtype() == bfloat16, "queries, keys, values and gradients have to be bfloat16");
+    for (const Halves* array : arrays) require(array->dtype() == bfloat16, "queries, keys and values have to be bfloat16");
+}
+
+void require_same(const Halves& array, std::initializer_list<const Halves*> others) {
+    for (const Halves* other : others) {
+        for (size_t axis = 0; axis < 4; axis++) {
+            require(array.shape(axis) == other->shape(axis), "what is like queries, or like keys, differs in shape");
+        }
     }
-    require(same(query, out) && same(query, gradient) && same(query, to_query), "what is like queries differs in shape");
-    require(same(key, value) && same(key, to_key) && same(key, to_value), "what is like keys differs in shape");
+}
+
+void require_heads(const Halves& query, const Halves& key, const Array<const float, 3>& logsumexp) {
     require(query.shape(0) == key.shape(0) && query.shape(2) == key.shape(2) && query.shape(3) == key.shape(3),
             "queries and keys differ in images, heads or size");
     require(query.size() > 0 && key.size() > 0 && query.shape(3) % 32 == 0, "a head's size has to be a multiple of 32");
     require(logsumexp.shape(0) == query.shape(0) && logsumexp.shape(1) == query.shape(2) &&
                 logsumexp.shape(2) == query.shape(1),
             "logsumexp has to be (images, heads, queries)");
-    const auto data = [](const Halves& array) { return static_cast<unsigned short*>(array.data()); };
-    const auto size = [](size_t value) { return static_cast<int>(value); };
+}
+
+unsigned short* data_of(const Halves& array) { return static_cast<unsigned short*>(array.data()); }
+
+int size_of(const Halves& array, size_t axis) { return static_cast<int>(array.shape(axis)); }
+
+void attention_forward(const Kernels& kernels, const Halves& query, const Halves& key, const Halves& value, float scale,
+                       const Halves& out, const Array<float, 3>& logsumexp, int threads) {
+    require(kernels.matcher->attention_forward != nullptr, "these kernels have no attention for training");
+    require_halves({&query, &key, &value, &out});
+    require_same(query, {&out});
+    require_same(key, {&value});
+    require_heads(query, key, Array<const float, 3>(logsumexp));
+    const AttentionForwardCall call = {
+        data_of(query), data_of(key), data_of(value), data_of(out), logsumexp.data(), size_of(query, 0),
+        size_of(query, 2), size_of(query, 1), size_of(key, 1), size_of(query, 3), scale, threads > 1 ? threads : 1};
+    const nb::gil_scoped_release released;
+    kernels.matcher->attention_forward(call);
+}
+
+void attention_gradient(const Kernels& kernels, const Halves& query, const Halves& key, const Halves& value,
+                        const Halves& out, const Halves& gradient, const Array<const float, 3>& logsumexp, float scale,
+                        const Halves& to_query, const Halves& to_key, const Halves& to_value, int threads) {
+    require(kernels.matcher->attention_gradient != nullptr, "these kernels have no attention for training");
+    require_halves({&query, &key, &value, &out, &gradient, &to_query, &to_key, &to_value});
+    require_same(query, {&out, &gradient, &to_query});
+    require_same(key, {&value, &to_key, &to_value});
+    require_heads(query, key, logsumexp);
     const AttentionGradientCall call = {
-        data(query), data(key), data(value), data(out), data(gradient), logsumexp.data(),
-        data(to_query), data(to_key), data(to_value),
-        size(query.shape(0)), size(query.shape(2)), size(query.shape(1)), size(key.shape(1)), size(query.shape(3)),
-        scale, threads > 1 ? threads : 1};
+        data_of(query), data_of(key), data_of(value), data_of(out), data_of(gradient), logsumexp.data(),
+        data_of(to_query), data_of(to_key), data_of(to_value), size_of(query, 0), size_of(query, 2), size_of(query, 1),
+        size_of(key, 1), size_of(query, 3), scale, threads > 1 ? threads : 1};
     const nb::gil_scoped_release released;
     kernels.matcher->attention_gradient(call);
 }
@@ -194,6 +218,9 @@ void bind_matcher(nb::module_& module) {
              nb::arg("work"), nb::arg("threads"),
              "Find the best entry of each row and column of the log assignment of tokens x0 (M, D) and x1 (N, D), and "
              "return whether all was a number; otherwise the results are void.");
+    module.def("attention_forward", &attention_forward, nb::arg("kernels"), nb::arg("query"), nb::arg("key"),
+               nb::arg("value"), nb::arg("scale"), nb::arg("out").noconvert(), nb::arg("logsumexp").noconvert(),
+               nb::arg("threads"), "Write softmax attention and the log of its sums, in bfloat16.");
     module.def("attention_gradient", &attention_gradient, nb::arg("kernels"), nb::arg("query"), nb::arg("key"),
                nb::arg("value"), nb::arg("out"), nb::arg("gradient"), nb::arg("logsumexp"), nb::arg("scale"),
                nb::arg("to_query").noconvert(), nb::arg("to_key").noconvert(), nb::arg("to_value").noconvert(),

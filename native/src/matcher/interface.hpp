@@ -45,6 +45,16 @@ struct AssignmentCall {
     Workspace* work;
 };
 
+// softmax(scale Q K^T) V in training; the same shapes as in AttentionGradientCall.
+struct AttentionForwardCall {
+    const unsigned short *query, *key, *value;
+    unsigned short* out;
+    float* logsumexp;
+    int images, heads, queries, keys, dim;
+    float scale;
+    int threads;
+};
+
 // Gradients of softmax(scale Q K^T) V. Queries and what is like them are (images, queries, heads, dim), keys and values
 // (images, keys, heads, dim), bfloat16; dim is a multiple of 32.
 struct AttentionGradientCall {
@@ -64,7 +74,8 @@ struct MatcherKernels {
     void (*free_assignment)(void*);
     // False where something is not a number; the results are then void.
     bool (*assign)(const void*, const AssignmentCall&);
-    // Null where products are in float32.
+    // Both null where products are in float32.
+    void (*attention_forward)(const AttentionForwardCall&);
     void (*attention_gradient)(const AttentionGradientCall&);
 };
 

@@ -6,13 +6,14 @@
 #include "layer.hpp"
 #include "assignment.hpp"
 #if defined(VARIANT_amx) || defined(VARIANT_amx_emulated)
-#include "attention_gradient.hpp"
+#include "attention_training.hpp"
 #else
+constexpr void (*attention_forward)(const AttentionForwardCall&) = nullptr;
 constexpr void (*attention_gradient)(const AttentionGradientCall&) = nullptr;
 #endif
 
 static const MatcherKernels* matcher_kernels() {
     static const MatcherKernels kernels = {
-        pack_block, free_block, run_block, pack_assignment, free_assignment, assign, attention_gradient};
+        pack_block, free_block, run_block, pack_assignment, free_assignment, assign, attention_forward, attention_gradient};
     return &kernels;
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keyglue.matching.lightglue.attention_gradient import attend, suits_gradient
+from keyglue.matching.lightglue.attention_training import attend, suits_training
 from keyglue.matching.lightglue.configuration import LightGlueConfig
 from keyglue.matching.lightglue.positional import rotate
 from keyglue.matching.lightglue.ragged import Packing
@@ -71,7 +71,7 @@ class Attention(nn.Module):
         if cross:
             k, v = (part.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for part in (k, v))
         dropout = self.dropout if self.training else 0.0
-        if suits_gradient(q, k, dropout):
+        if suits_training(q, k, dropout):
             return attend(q, k, v).flatten(2).flatten(0, 1)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         messages = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1])

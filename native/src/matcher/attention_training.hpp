@@ -1,9 +1,9 @@
-// Gradients of attention in training: of queries, keys and values of one head of one image at a time, in products of
-// bfloat16. Included by variant.cpp within the variant's namespace, where right factors are not left ones.
+// Attention in training and its gradients, one head of one image at a time, in products of bfloat16. Included by
+// variant.cpp within the variant's namespace, where right factors are not left ones.
 //
 // With S = scale Q K^T, P = exp(S - logsumexp), O = P V, and the gradient G of O:
 //   to V = P^T G,  D = P (G V^T - rowsum(G O)),  to Q = scale D K,  to K = scale D^T Q.
-// Weights are computed anew in blocks of rows; what rows give to keys and values is added up transposed.
+// Weights are computed in blocks of rows, on the way back anew; what rows give to keys and values is added up transposed.
 
 constexpr int GRADIENT_ROWS = 96;
 static_assert(GRADIENT_ROWS % TILE == 0, "blocks of rows are whole tiles");
@@ -73,15 +73,13 @@ static INLINE Vec widened(const Operand* from) {
 }
 
 // From a panel of keys or values: its transpose as right factor, one square of each panel of `dim` rows.
-static void pack_columns(const Operand* rows, const GradientHead& head, Operand* to) {
-    for (int first = 0; first < head.keys; first += PANEL) {
-        const int count = smaller(PANEL, head.keys - first);
-        pack_right_transposed(rows + first * PANEL, count, to + (ptrdiff_t)first * head.dim);
+static void pack_columns(const Operand* rows, int count, int dim, Operand* to) {
+    for (int first = 0; first < count; first += PANEL) {
+        pack_right_transposed(rows + first * PANEL, smaller(PANEL, count - first), to + (ptrdiff_t)first * dim);
     }
 }
 
 static void pack_gradient(const GradientHead& head, GradientScratch& scratch) {
-    constexpr float LOG2_E = 1.44269504f;
     for (int part = 0; part < head.dim / PANEL; ++part) {
         const ptrdiff_t at = (ptrdiff_t)part * PANEL, tall = at * scratch.tall, wide = at * scratch.wide;
         copy_panel(head.query + at, head.stride, head.queries, scratch.query + tall);
@@ -90,9 +88,9 @@ static void pack_gradient(const GradientHead& head, GradientScratch& scratch) {
         pack_values(scratch.gradient + tall, head.queries, scratch.unused, scratch.gradient_left + tall);
         copy_panel(head.key + at, head.stride, head.keys, scratch.rows);
         pack_values(scratch.rows, head.keys, scratch.keys_right + wide, scratch.unused);
-        pack_columns(scratch.rows, head, scratch.keys + at * PANEL);
+        pack_columns(scratch.rows, head.keys, head.dim, scratch.keys + at * PANEL);
         copy_panel(head.value + at, head.stride, head.keys, scratch.rows);
-        pack_columns(scratch.rows, head, scratch.values + at * PANEL);
+        pack_columns(scratch.rows, head.keys, head.dim, scratch.values + at * PANEL);
     }
     for (int row = 0; row < head.queries; ++row) {
         const Operand *out = head.out + row * head.stride, *gradient = head.gradient + row * head.stride;
@@ -120,7 +118,7 @@ static INLINE void add_transposed(const Operand* left, ptrdiff_t stride, const O
 static void gradient_of_rows(const GradientHead& head, int first, int rows, GradientScratch& scratch) {
     const int dim = head.dim;
     const ptrdiff_t tall = (ptrdiff_t)PANEL * scratch.tall, from = (ptrdiff_t)first * PANEL;
-    const Vec factor = broadcast(head.scale * 1.44269504f);
+    const Vec factor = broadcast(head.scale * LOG2_E);
     const float *shift = scratch.shift + first, *delta = scratch.delta + first;
     for (int column = 0; column < head.keys; column += PANEL) {
         const bool partial = head.keys - column < PANEL;
@@ -177,19 +175,32 @@ static void finish_gradient(const float* sums, int count, int dim, float scale, 
     }
 }
 
+// Where one head of one image begins, in tensors (images, tokens, heads, dim).
+template <class Call>
+static INLINE ptrdiff_t place_of(const Call& call, int index, int tokens) {
+    return ((ptrdiff_t)(index / call.heads) * tokens * call.heads + index % call.heads) * call.dim;
+}
+
+// Call function(index, memory) for each head of each image, with `bytes` of memory for each thread.
+template <class Call, class Function>
+static void for_each_head(const Call& call, size_t bytes, const Function& function) {
+    bytes = (bytes + 63) / 64 * 64;
+    char* memory = static_cast<char*>(allocate(bytes * call.threads));
+    for_each(call.images * call.heads, call.threads,
+             [&](int index, int thread) { function(index, memory + bytes * thread); });
+    release(memory);
+}
+
 static void attention_gradient(const AttentionGradientCall& call) {
     const int dim = call.dim;
     const ptrdiff_t stride = (ptrdiff_t)call.heads * dim;
-    const size_t bytes = (GradientScratch::bytes(call.queries, call.keys, dim) + 63) / 64 * 64;
-    char* memory = static_cast<char*>(allocate(bytes * call.threads));
-    for_each(call.images * call.heads, call.threads, [&](int index, int thread) {
-        const ptrdiff_t image = index / call.heads, offset = index % call.heads * dim;
-        const ptrdiff_t query = image * call.queries * stride + offset, key = image * call.keys * stride + offset;
+    for_each_head(call, GradientScratch::bytes(call.queries, call.keys, dim), [&](int index, void* memory) {
+        const ptrdiff_t query = place_of(call, index, call.queries), key = place_of(call, index, call.keys);
         const GradientHead head = {
             call.query + query, call.key + key, call.value + key, call.out + query, call.gradient + query,
             call.logsumexp + (ptrdiff_t)index * call.queries, call.to_query + query, call.to_key + key,
             call.to_value + key, call.queries, call.keys, dim, stride, call.scale};
-        GradientScratch scratch(memory + bytes * thread, call.queries, call.keys, dim);
+        GradientScratch scratch(memory, call.queries, call.keys, dim);
         pack_gradient(head, scratch);
         for (int first = 0; first < head.queries; first += GRADIENT_ROWS) {
             gradient_of_rows(head, first, smaller(GRADIENT_ROWS, head.queries - first), scratch);
@@ -197,5 +208,108 @@ static void attention_gradient(const AttentionGradientCall& call) {
         finish_gradient(scratch.to_key, head.keys, dim, head.scale, head.to_key, stride);
         finish_gradient(scratch.to_value, head.keys, dim, 1.0f, head.to_value, stride);
     });
-    release(memory);
+}
+
+// A thread's buffers on the way forward, named as in GradientScratch.
+struct ForwardScratch {
+    Operand *query, *keys, *values_right, *rows, *unused, *weights;
+    float *sums, *shift;  // (GRADIENT_ROWS, LANES), (GRADIENT_ROWS)
+    int tall, wide;
+
+    static size_t bytes(int queries, int keys, int dim) {
+        const size_t tall = round_up(queries, PANEL), wide = round_up(keys, PANEL);
+        return sizeof(Operand) * (tall * dim + 2 * wide * dim + 2 * wide * PANEL + GRADIENT_ROWS * wide) +
+               sizeof(float) * GRADIENT_ROWS * (LANES + 1);
+    }
+    ForwardScratch(void* memory, int queries, int keys_count, int dim)
+        : tall(round_up(queries, PANEL)), wide(round_up(keys_count, PANEL)) {
+        query = static_cast<Operand*>(memory);
+        keys = query + (size_t)tall * dim;
+        values_right = keys + (size_t)wide * dim;
+        rows = values_right + (size_t)wide * dim;
+        unused = rows + (size_t)wide * PANEL;
+        weights = unused + (size_t)wide * PANEL;
+        sums = reinterpret_cast<float*>(weights + (size_t)GRADIENT_ROWS * wide);
+        shift = sums + GRADIENT_ROWS * LANES;
+    }
+};
+
+// Call epilogue(row, column, v0, v1) with the logits times log2 e of a block of rows, panel by panel.
+template <class Epilogue>
+static INLINE void for_each_logit(const AttentionForwardCall& call, int first, int rows, const ForwardScratch& scratch,
+                                  const Epilogue& epilogue) {
+    const Vec factor = broadcast(call.scale * LOG2_E);
+    const Left query = {scratch.query + (ptrdiff_t)first * PANEL, (ptrdiff_t)PANEL * scratch.tall};
+    for (int column = 0; column < call.keys; column += PANEL) {
+        product(rows, query, scratch.keys + (ptrdiff_t)column * call.dim, call.dim,
+                [&](int row, Vec v0, Vec v1) __attribute__((always_inline)) {
+            epilogue(row, column, v0 * factor, v1 * factor);
+        });
+    }
+}
+
+// Weights of a block of rows and their sums; false where a sum is out of bounds.
+static bool weigh(const AttentionForwardCall& call, int first, int rows, ForwardScratch& scratch) {
+    memset(scratch.sums, 0, sizeof(float) * rows * LANES);
+    for_each_logit(call, first, rows, scratch, [&](int row, int column, Vec v0, Vec v1) __attribute__((always_inline)) {
+        const Vec shift = broadcast(scratch.shift[row]);
+        Vec e0 = exp2(v0 - shift), e1 = exp2(v1 - shift);
+        if (__builtin_expect(call.keys - column < PANEL, 0)) {
+            e0 = where_below(e0, column, call.keys, Vec{});
+            e1 = where_below(e1, column + LANES, call.keys, Vec{});
+        }
+        float* sum = scratch.sums + row * LANES;
+        store(sum, load(sum) + (e0 + e1));
+        store_operands(scratch.weights + (ptrdiff_t)column * GRADIENT_ROWS + row * PANEL, e0, e1);
+    });
+    bool right = true;
+    for (int row = 0; row < rows; ++row) {
+        const float sum = scratch.sums[row * LANES] = sum_of(load(scratch.sums + row * LANES));
+        right = right && sum > LOWEST_SUM && sum < HIGHEST_SUM;
+    }
+    return right;
+}
+
+static void attention_forward(const AttentionForwardCall& call) {
+    const int dim = call.dim;
+    const ptrdiff_t stride = (ptrdiff_t)call.heads * dim;
+    for_each_head(call, ForwardScratch::bytes(call.queries, call.keys, dim), [&](int index, void* memory) {
+        const ptrdiff_t query = place_of(call, index, call.queries), key = place_of(call, index, call.keys);
+        ForwardScratch scratch(memory, call.queries, call.keys, dim);
+        for (int part = 0; part < dim / PANEL; ++part) {
+            const ptrdiff_t at = (ptrdiff_t)part * PANEL;
+            copy_panel(call.query + query + at, stride, call.queries, scratch.query + at * scratch.tall);
+            copy_panel(call.key + key + at, stride, call.keys, scratch.rows);
+            pack_columns(scratch.rows, call.keys, dim, scratch.keys + at * PANEL);
+            copy_panel(call.value + key + at, stride, call.keys, scratch.rows);
+            pack_values(scratch.rows, call.keys, scratch.values_right + at * scratch.wide, scratch.unused);
+        }
+        for (int first = 0; first < call.queries; first += GRADIENT_ROWS) {
+            const int rows = smaller(GRADIENT_ROWS, call.queries - first);
+            memset(scratch.shift, 0, sizeof(float) * rows);
+            if (!weigh(call, first, rows, scratch)) {
+                for (int row = 0; row < rows; ++row) scratch.shift[row] = -__builtin_inff();
+                const Vec least = broadcast(-__builtin_inff());
+                for_each_logit(call, first, rows, scratch, [&](int row, int column, Vec v0, Vec v1) {
+                    v0 = where_below(v0, column, call.keys, least);
+                    v1 = where_below(v1, column + LANES, call.keys, least);
+                    const float largest = maximum_of(maximum(v0, v1));
+                    if (largest > scratch.shift[row]) scratch.shift[row] = largest;
+                });
+                weigh(call, first, rows, scratch);
+            }
+            for (int part = 0; part < dim / PANEL; ++part) {
+                product(rows, Left{scratch.weights, GRADIENT_ROWS * PANEL},
+                        scratch.values_right + (ptrdiff_t)part * PANEL * scratch.wide, round_up(call.keys, DEPTH),
+                        [&](int row, Vec v0, Vec v1) {
+                    const Vec factor = broadcast(1.0f / scratch.sums[row * LANES]);
+                    store_operands(call.out + query + (first + row) * stride + part * PANEL, v0 * factor, v1 * factor);
+                });
+            }
+            float* logsumexp = call.logsumexp + (ptrdiff_t)index * call.queries + first;
+            for (int row = 0; row < rows; ++row) {
+                logsumexp[row] = scratch.shift[row] / LOG2_E + __builtin_logf(scratch.sums[row * LANES]);
+            }
+        }
+    });
 }
