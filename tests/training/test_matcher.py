@@ -204,6 +204,13 @@ def test_confidence_stage_trains_the_heads_alone(detector: SuperPointForKeypoint
     loss.backward()
     assert "assignment" in parts
     assert task.module.token_confidence[0].token.weight.grad is not None
+    deeper = dataclasses.replace(SETTINGS.config, num_hidden_layers=4)
+    late = dataclasses.replace(SETTINGS, stage="confidence", config=deeper, first_stop=3)
+    heads = MatcherTask(late, detector, *photos.split()).module.token_confidence
+    assert [head.token.weight.requires_grad for head in heads] == [False, False, True]
+    assert all(head(torch.randn(100, 64)).max() < 0.01 for head in heads[:2]), "no pair stops after these layers"
+    with pytest.raises(ConfigError, match="from layer 4 on"):
+        MatcherTask(dataclasses.replace(late, first_stop=4), detector, *photos.split())
     single = dataclasses.replace(SETTINGS.config, num_hidden_layers=1)
     with pytest.raises(ConfigError, match="confidence heads"):
         MatcherTask(dataclasses.replace(SETTINGS, stage="confidence", config=single), detector, *photos.split())

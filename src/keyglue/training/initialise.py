@@ -66,10 +66,10 @@ def start_as_nearest_neighbours(
             nn.init.constant_(head.matchability.bias, _MATCHABLE)
 
 
-def never_confident(matcher: LightGlueMatcher) -> None:
-    """Set the confidence heads so that no pair stops early and no point is dropped, until they are trained."""
+def never_confident(matcher: LightGlueMatcher, layers: int | None = None) -> None:
+    """Set the confidence heads of the first layers, or of all, so that no pair stops and no point is dropped there."""
     with torch.no_grad():
-        for head in cast("list[TokenConfidence]", list(matcher.token_confidence)):
+        for head in cast("list[TokenConfidence]", list(matcher.token_confidence)[:layers]):
             nn.init.zeros_(head.token.weight)
             nn.init.constant_(head.token.bias, -10.0)
 

@@ -25,6 +25,7 @@ from keyglue.training.homographies import ViewSettings
 from keyglue.training.initialise import (
     DESCRIPTOR_SCALE,
     fold_scale,
+    never_confident,
     share_cross_projections,
     start_as_nearest_neighbours,
     start_random,
@@ -59,6 +60,8 @@ class MatcherSettings:
         rooms: Share of the pairs that show rooms made up at random with photographs on their walls.
         room: What these are like.
         unrelated: Share of the pairs that show two different things, so that "no match" is learned.
+        first_stop: Layer, counted from 1, after which the first pairs may stop: the confidence heads before it never
+            are. Unrelated images seem settled after few layers, with false matches that later ones drop.
     """
 
     config: LightGlueConfig = dataclasses.field(default_factory=LightGlueConfig)
@@ -78,12 +81,15 @@ class MatcherSettings:
     rooms: float = 0.0
     room: RoomSettings = dataclasses.field(default_factory=RoomSettings)
     unrelated: float = 0.06
+    first_stop: int = 1
 
     def __post_init__(self) -> None:
         if not 2 <= self.keypoints[0] <= self.keypoints[1] or self.pairs < 1 or self.views_per_group < 2:
             raise ConfigError("keypoints must be (fewest, most) of at least 2, pairs at least 1, views at least 2.")
         if self.views.size != self.scene_views.size:
             raise ConfigError("views of photographs and of scenes must be of one size.")
+        if self.first_stop < 1:
+            raise ConfigError(f"first_stop must be at least 1, got {self.first_stop}.")
         if min(self.scenes, self.rooms) < 0 or self.scenes + self.rooms > 1:
             raise ConfigError("the shares of scenes and rooms must be at least 0 and at most 1 together.")
 
@@ -135,7 +141,7 @@ class MatcherTask(Task):
         if matcher is None:
             matcher = self._new_matcher(detector)
         share_cross_projections(matcher, new=start is None)
-        self.module = _prepared(matcher, settings.stage).to(photos.device)
+        self.module = _prepared(matcher, settings).to(photos.device)
         self.held_out = _describe_held_out(held_out, settings, self.detector)
 
     def _new_matcher(self, detector: SuperPointForKeypointDetection) -> LightGlueMatcher:
@@ -266,19 +272,26 @@ def _sources(settings: MatcherSettings, photos: Photos, scenes: list[Scene]) -> 
     return sources
 
 
-def _prepared(matcher: LightGlueMatcher, stage: str) -> LightGlueMatcher:
+def _prepared(matcher: LightGlueMatcher, settings: MatcherSettings) -> LightGlueMatcher:
     """Return the matcher in training mode, with those parameters trainable that the stage trains."""
     heads = set(matcher.token_confidence.parameters())
-    positions = set(matcher.positional_encoder.parameters())
-    if stage == "confidence" and not heads:
-        raise ConfigError("a matcher of one layer has no confidence heads to train.")
-    for parameter in matcher.parameters():
+    if settings.stage == "confidence":
+        trained = set(matcher.token_confidence[settings.first_stop - 1 :].parameters())
+        if not trained:
+            raise ConfigError(
+                f"a matcher of {matcher.config.num_hidden_layers} layers has no confidence heads to train from layer "
+                f"{settings.first_stop} on."
+            )
+        never_confident(matcher, settings.first_stop - 1)
+        if all(bool((p == 0).all()) for p in trained if p.ndim == 2):
+            with torch.no_grad():
+                for parameter in trained:
+                    parameter.zero_()
+    else:
         # Fourier frequencies that are spread well stay as they are.
-        parameter.requires_grad_(parameter in heads if stage == "confidence" else parameter not in heads | positions)
-    if stage == "confidence" and all(bool((p == 0).all()) for p in heads if p.ndim == 2):
-        with torch.no_grad():
-            for parameter in heads:
-                parameter.zero_()
+        trained = set(matcher.parameters()) - heads - set(matcher.positional_encoder.parameters())
+    for parameter in matcher.parameters():
+        parameter.requires_grad_(parameter in trained)
     return matcher.train()
 
 

@@ -119,8 +119,11 @@ def lightglue_confidence(size: Size = "small") -> Recipe:
             pairs=16,
             keypoints=(256, 640),
             views_per_group=3,
+            light=_STRONG_LIGHT,
             scenes=0.2,
             rooms=0.3,
+            unrelated=0.3,
+            first_stop=3,
         ),
         # Logistic regressions on tokens of about a tenth: they need long steps, and few.
         loop=LoopSettings(steps=200, learning_rate=0.1, warmup=10, ema=0.97, log_every=10, validate_every=100),
