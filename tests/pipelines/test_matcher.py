@@ -137,6 +137,29 @@ def test_rotate_auto_finds_the_quarter_turn(matcher, assets, turns):
     assert len(result) > 400
 
 
+@pytest.mark.parametrize("swap", [False, True])
+def test_zoom_auto_finds_that_one_image_shows_a_part_four_times_as_large(assets, swap):
+    matcher = Matcher.from_pretrained()
+    image = Image.open(assets / "motorcycle_left.png").convert("RGB")
+    left, top, width, height = 240, 160, 240, 180
+    part = image.crop((left, top, left + width, top + height)).resize((4 * width, 4 * height), Image.Resampling.BICUBIC)
+    mask = np.zeros((4 * height, 4 * width), dtype=np.uint8)
+    mask[:, : 2 * width] = 255
+    pair, masks = ((image, part), (None, mask)) if swap else ((part, image), (mask, None))
+    result = matcher.match(*pair, zoom="auto")
+    assert result.zoom == (0.25 if swap else 4)
+    of_part, of_image = (result.points1, result.points0) if swap else (result.points0, result.points1)
+    error = np.hypot(*((of_part + 0.5) / 4 - 0.5 + (left, top) - of_image).T)
+    assert (error < 3).mean() > 0.8
+    assert len(result) > 100
+    masked = matcher.match(*pair, zoom=result.zoom, mask=masks)
+    assert (masked.points1 if swap else masked.points0)[:, 0].max() < 2 * width
+    assert 20 < len(masked) < len(result)
+    plain = matcher.match(*pair)
+    assert plain.zoom == 1
+    assert len(plain) < len(result)
+
+
 def test_masks(matcher, assets, stereo):
     with Image.open(stereo[0]) as image:
         size = image.size
@@ -215,6 +238,9 @@ def test_nothing_to_match(matcher):
 def test_bad_arguments(stereo, matcher):
     with pytest.raises(InputError, match="rotate"):
         matcher.match(*stereo, rotate=45)
+    for zoom in (0, -1, float("nan"), 100, "far"):
+        with pytest.raises(InputError, match="zoom"):
+            matcher.match(*stereo, zoom=zoom)
     with pytest.raises(InputError, match="Matcher brings its own"):
         keyglue.match(*stereo, model=matcher, max_keypoints=5)
     with pytest.raises(InputError, match="resize"):

@@ -90,7 +90,7 @@ def test_matches_of_rooms_are_labelled_and_descriptors_find_them(photos: Photos)
         assert plan.images.shape == (3, 1, 160, 208)
         group = describe(plan, detector, PhotometricSettings(changed=0), generator)
         for number in range(len(plan.pairs)):
-            features0, features1, labels = group.labelled(number)
+            features0, features1, labels = group.labelled(number, 512)
             check_labels(*labels)
             nearest = match_nearest(features0.descriptors, features1.descriptors).matches0
             true = labels[0] >= 0

@@ -149,7 +149,7 @@ def test_views_of_scenes_get_labels_that_fit_their_warps(depth_folder: Path) -> 
     for _ in range(3):
         plan = SceneSource([scene], settings).draw(2, generator)
         group = describe(plan, detector, PhotometricSettings(changed=0), generator)
-        features0, features1, (labels0, labels1) = group.labelled(0)
+        features0, features1, (labels0, labels1) = group.labelled(0, 512)
         check_labels(labels0, labels1)
         nearest = (features0.descriptors @ features1.descriptors.T).argmax(dim=1)
         matched = labels0 >= 0

@@ -122,6 +122,17 @@ def test_rotate_auto_finds_the_turn(pair: tuple[Path, Path], tmp_path: Path) -> 
     assert len(rows) > 30
 
 
+def test_zoom_is_a_number_a_fraction_or_auto(pair: tuple[Path, Path]) -> None:
+    for text, factor in (("1/2", 0.5), ("2", 2), ("auto", 1)):
+        result = run("match", *pair, *SMALL, "--zoom", text, "--json", "-")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["zoom"] == factor
+    for text in ("far", "1/0", "100"):
+        result = run("match", *pair, *SMALL, "--zoom", text)
+        assert result.exit_code != 0
+        assert "zoom" in result.output
+
+
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_broken_image_is_one_line_and_leaves_no_file(
     pair: tuple[Path, Path], broken: int, tmp_path: Path, assets: Path

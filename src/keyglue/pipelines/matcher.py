@@ -24,14 +24,15 @@ from keyglue.base.types import Features, Matches
 from keyglue.images.coordinates import resize_keypoints, unrotate_keypoints
 from keyglue.images.processor import LightGlueImageProcessor
 from keyglue.images.read import ImageInput, read_image, read_mask
-from keyglue.images.resize import resize_mask
+from keyglue.images.resize import resize_image, resize_mask
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.probability import match_probability
 from keyglue.pipelines.result import PairResult
 
 ResizeTo = int | tuple[int, int] | dict[str, int]
-# Long side of the copies on which rotate="auto" tries the four quarter turns.
-_SMALL = 480
+# Long side of the copies on which rotate="auto" tries the four quarter turns, and of those for zoom="auto".
+_SMALL, _LARGER = 480, 960
+_ZOOMS = (1.0, 2.0, 0.5, 4.0, 0.25)
 
 
 class Matcher:
@@ -176,6 +177,7 @@ class Matcher:
         *,
         mask: ImageInput | tuple[ImageInput | None, ImageInput | None] | None = None,
         rotate: int | str = 0,
+        zoom: float | str = 1.0,
         seed: int = 0,
     ) -> PairResult:
         """Match two photographs.
@@ -186,11 +188,13 @@ class Matcher:
             mask: Nonzero where keypoints are wanted: one for both images, or one each (None for no mask).
             rotate: Degrees to turn image 1 counter-clockwise before matching (0, 90, 180, 270), or "auto" to try all
                 four on small copies and keep the best. Coordinates are those of the image as given.
+            zoom: How many times larger things are in image 0 than in image 1: the image that shows them larger is
+                shrunk by as much before it is described. "auto" tries 1/4 to 4 on small copies and keeps the best.
             seed: Seed of the robust estimators that the result offers.
 
         Raises:
             ImageError: An image cannot be read.
-            InputError: A mask does not fit, or ``rotate`` is something else.
+            InputError: A mask does not fit, or ``rotate`` or ``zoom`` is something else.
         """
         start = time.perf_counter()
         pixels0, pixels1 = read_image(image0), read_image(image1)
@@ -198,10 +202,16 @@ class Matcher:
         wanted0, wanted1 = _mask_for(mask0, pixels0), _mask_for(mask1, pixels1)
         read = _since(start)
         start = time.perf_counter()
-        turns = self._best_turn(pixels0, pixels1) if rotate == "auto" else _quarter_turns(rotate)
+        turns, factor = self._best_view(
+            pixels0,
+            pixels1,
+            range(4) if rotate == "auto" else (_quarter_turns(rotate),),
+            _ZOOMS if zoom == "auto" else (_zoom(zoom),),
+        )
         size1 = (pixels1.shape[1], pixels1.shape[2])
-        features0 = self._describe(pixels0, wanted0)
-        features1 = self._describe(_turn(pixels1, turns), None if wanted1 is None else _turn(wanted1, turns))
+        features0 = self._describe(pixels0, wanted0, shrink=factor)
+        turned = None if wanted1 is None else _turn(wanted1, turns)
+        features1 = self._describe(_turn(pixels1, turns), turned, shrink=1 / factor)
         describe = _since(start)
         result = self.match_features(features0, features1, seed=seed)
         values = {field: getattr(result, field) for field in result.__dataclass_fields__}
@@ -209,29 +219,48 @@ class Matcher:
             keypoints1=unrotate_keypoints(result.keypoints1, turns, size1),
             size1=size1,
             rotation=90 * turns,
+            zoom=factor,
             milliseconds={"read": read, "describe": describe, **result.milliseconds},
             images=(image0, image1),
         )
         return PairResult(**values)
 
-    def _describe(self, pixels: Tensor, mask: Tensor | None, size: dict[str, int] | None = None) -> Features:
-        """Describe an image (C, h, w) from 0 to 255 after resizing it; the mask has its original size."""
+    def _describe(
+        self, pixels: Tensor, mask: Tensor | None, size: dict[str, int] | None = None, shrink: float = 1.0
+    ) -> Features:
+        """Describe an image (C, h, w) from 0 to 255 after resizing it; the mask has its original size.
+
+        A ``shrink`` above 1 makes it so many times smaller again.
+        """
         original = (pixels.shape[1], pixels.shape[2])
         steps = self.processor.steps(size=size, do_resize=None if size is None else True)
         prepared = steps.apply(pixels, "channels_first")
+        if shrink > 1:
+            smaller = [max(1, round(side / shrink)) for side in prepared.shape[1:]]
+            prepared = resize_image(prepared, smaller)
         target = (prepared.shape[1], prepared.shape[2])
         wanted = None if mask is None else resize_mask(mask, target)
         features = self.model.extract(to_device(prepared, self.model.device), mask=wanted)
         return features if target == original else features.with_original_size(original)
 
-    def _best_turn(self, pixels0: Tensor, pixels1: Tensor) -> int:
-        small = {"longest_edge": _SMALL}
-        features0 = self._describe(pixels0, None, small)
-        quality: list[float] = []
-        for turns in range(4):
-            found = self.model.match(features0, self._describe(_turn(pixels1, turns), None, small))
-            quality.append(float(found.scores.sum()))
-        return int(np.argmax(quality))
+    def _best_view(
+        self, pixels0: Tensor, pixels1: Tensor, turns: Sequence[int], zooms: Sequence[float]
+    ) -> tuple[int, float]:
+        """Return the quarter turns of image 1 and the zoom of image 0 that match best, tried on small copies."""
+        if len(turns) * len(zooms) == 1:
+            return turns[0], zooms[0]
+        small = {"longest_edge": _SMALL if len(zooms) == 1 else _LARGER}
+        first = {max(zoom, 1.0) for zoom in zooms}
+        described0 = {shrink: self._describe(pixels0, None, small, shrink) for shrink in first}
+        second = {max(1 / zoom, 1.0) for zoom in zooms}
+        quality: dict[tuple[int, float], float] = {}
+        for turn in turns:
+            turned = _turn(pixels1, turn)
+            described1 = {shrink: self._describe(turned, None, small, shrink) for shrink in second}
+            for zoom in zooms:
+                found = self.model.match(described0[max(zoom, 1.0)], described1[max(1 / zoom, 1.0)])
+                quality[turn, zoom] = float(found.scores.sum())
+        return max(quality, key=lambda view: quality[view])
 
 
 def match(
@@ -244,6 +273,7 @@ def match(
     filter_threshold: float | None = None,
     mask: ImageInput | tuple[ImageInput | None, ImageInput | None] | None = None,
     rotate: int | str = 0,
+    zoom: float | str = 1.0,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     compile: bool | str = False,
@@ -263,6 +293,7 @@ def match(
         filter_threshold: As for ``Matcher.from_pretrained``.
         mask: As for ``Matcher.match``.
         rotate: As for ``Matcher.match``.
+        zoom: As for ``Matcher.match``.
         device: As for ``Matcher.from_pretrained``.
         dtype: As for ``Matcher.from_pretrained``.
         compile: As for ``Matcher.from_pretrained``.
@@ -284,7 +315,7 @@ def match(
     else:
         size = None if resize is None else tuple(sorted(_size_rule(resize).items()))
         matcher = _loaded(model, max_keypoints, size, filter_threshold, str(resolve_device(device)), dtype, compile)
-    return matcher.match(image0, image1, mask=mask, rotate=rotate, seed=seed)
+    return matcher.match(image0, image1, mask=mask, rotate=rotate, zoom=zoom, seed=seed)
 
 
 @functools.lru_cache(maxsize=2)
@@ -326,6 +357,12 @@ def _quarter_turns(degrees: int | str) -> int:
     if not isinstance(degrees, int) or degrees % 90:
         raise InputError(f"rotate must be 0, 90, 180, 270 or 'auto', got {degrees!r}.")
     return degrees // 90 % 4
+
+
+def _zoom(factor: float | str) -> float:
+    if isinstance(factor, str) or not 1 / 16 <= factor <= 16:  # of a NaN neither is true
+        raise InputError(f"zoom must be a number from 1/16 to 16, or 'auto', got {factor!r}.")
+    return float(factor)
 
 
 def _turn(image: Tensor, quarter_turns: int) -> Tensor:

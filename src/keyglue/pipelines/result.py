@@ -56,6 +56,7 @@ class PairResult:
         match_probability: Probability that the images show the same thing at all, if as many pairs do as do not; None
             where the model was not calibrated.
         rotation: Degrees that image 1 was turned counter-clockwise before matching.
+        zoom: How many times larger things were taken to be in image 0 than in image 1.
         seed: Seed of the robust estimators.
         milliseconds: Time of each step: "read", "describe", "match".
         images: The two images as they were given, for drawing; None where only features were matched.
@@ -73,6 +74,7 @@ class PairResult:
     num_layers: int
     match_probability: float | None = None
     rotation: int = 0
+    zoom: float = 1.0
     seed: int = 0
     milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
     images: tuple[ImageInput, ImageInput] | None = dataclasses.field(default=None, repr=False)
@@ -211,6 +213,7 @@ class PairResult:
             "num_layers": self.num_layers,
             "match_probability": self.match_probability,
             "rotation": self.rotation,
+            "zoom": self.zoom,
             "milliseconds": {name: round(value, 3) for name, value in self.milliseconds.items()},
         }
 

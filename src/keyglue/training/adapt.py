@@ -15,9 +15,10 @@ from keyglue.matching.lightglue.lightglue import LightGlueMatcher
 from keyglue.training.homographies import ViewSettings, random_views, render_views
 from keyglue.training.photometric import PhotometricSettings, change_light
 from keyglue.training.photos import Photos
+from keyglue.training.precision import autocast
 from keyglue.training.task import generator_for
 
-_VIEWS = 160
+_VIEWS = 80
 _RIDGE = 1e-5
 
 
@@ -86,8 +87,9 @@ def _descriptors(
         with torch.no_grad():
             image = change_light(clean, PhotometricSettings(), generator)
             features = new.extract(image[0])
-            encoded = old.encoder(image)[-1]
-            described = sample_descriptors(features.keypoints, old.descriptor_decoder(encoded)[0], old.config.cell)
+            with autocast(image.device):
+                described_cells = old.descriptor_decoder(old.encoder(image)[-1])[0]
+            described = sample_descriptors(features.keypoints, described_cells, old.config.cell)
         before.append(described.double())
         after.append(features.descriptors.double())
     return torch.cat(before), torch.cat(after)

@@ -36,7 +36,7 @@ from keyglue.training.photos import Photos
 from keyglue.training.precision import autocast
 from keyglue.training.rooms import RoomSettings
 from keyglue.training.scenes import Scene
-from keyglue.training.sources import Group, PhotoSource, RoomSource, SceneSource, Source, describe
+from keyglue.training.sources import Group, PhotoSource, RoomSource, SceneSource, Source, best_of, describe
 from keyglue.training.task import Task, generator_for
 from keyglue.training.validation import HeldOutPairs, score_pairs
 
@@ -166,16 +166,17 @@ class MatcherTask(Task):
         generator = generator_for(self.seed, stream, index)
         rows = self._stream(stream).rows(index)
         fewest, most = settings.keypoints
-        lot = float(torch.rand((), generator=generator, dtype=torch.float64))
+        # The same in all streams: they wait for each other after each step.
+        lot = float(torch.rand((), generator=generator_for(self.seed, -3, index), dtype=torch.float64))
         count = fewest + int((most - fewest + 1) * lot**2)
         pairs: list[FeaturePair] = []
         labels: list[Labels] = []
         for number, (group, place) in enumerate(rows):
-            features0, features1, label = group.labelled(place)
             if float(torch.rand((), generator=generator)) < settings.unrelated and len(rows) > 1:
-                features1 = rows[number - 1][0].features[0]
+                features0, features1 = (best_of(rows[n][0].features[0], count) for n in (number, number - 1))
                 label = (_unmatchable(features0), _unmatchable(features1))
-            features0, features1, label = _truncated(features0, features1, label, count)
+            else:
+                features0, features1, label = group.labelled(place, count)
             if self.scale != 1.0:
                 features0, features1 = (_scaled(features, self.scale) for features in (features0, features1))
             pairs.append((features0, features1))
@@ -298,20 +299,6 @@ def _prepared(matcher: LightGlueMatcher, settings: MatcherSettings) -> LightGlue
 def _unmatchable(features: Features) -> Tensor:
     """Return labels (N,) that say that no keypoint has a match."""
     return torch.full((len(features),), UNMATCHABLE, device=features.device)
-
-
-def _truncated(
-    features0: Features, features1: Features, labels: Labels, count: int
-) -> tuple[Features, Features, Labels]:
-    """Keep the best ``count`` keypoints of both images; a match with one that is left out is no match any more."""
-    if count >= max(len(features0), len(features1)):
-        return features0, features1, labels
-    kept = [torch.arange(min(count, len(features)), device=features.device) for features in (features0, features1)]
-    cut = [
-        torch.where(own[: len(keep)] >= len(other), UNMATCHABLE, own[: len(keep)])
-        for own, keep, other in zip(labels, kept, reversed(kept), strict=True)
-    ]
-    return features0.select(kept[0]), features1.select(kept[1]), (cut[0], cut[1])
 
 
 def _scaled(features: Features, scale: float) -> Features:

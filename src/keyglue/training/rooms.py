@@ -165,9 +165,13 @@ def render(
         level = (0.5 * torch.log2(spread.clamp(min=1e-6))).round().clamp(0, len(photos.pyramids[0]) - 1).long()
         level[nearest <= 0] = -1
         flat = images[view].view(-1)
-        for number, step in torch.unique(torch.stack([which, level]), dim=1).T.tolist():
+        # One number for rectangle and level; counting them is far quicker than torch.unique.
+        levels = len(photos.pyramids[0]) + 1
+        code = which * levels + level + 1
+        for found in torch.bincount(code).nonzero().squeeze(1).tolist():
+            number, step = found // levels, found % levels - 1
             if step >= 0:
-                chosen = ((which == number) & (level == step)).nonzero().squeeze(1)
+                chosen = (code == found).nonzero().squeeze(1)
                 flat[chosen] = _sample(
                     photos.pyramids[rectangles.photo[number]][step], (place[chosen] + 0.5) * 0.5**step - 0.5
                 )

@@ -67,10 +67,15 @@ class Group:
     plan: Plan
     features: list[Features]
 
-    def labelled(self, number: int) -> tuple[Features, Features, Labels]:
-        """Return one of the group's pairs, with its labels; numbers beyond the last begin anew."""
+    def labelled(self, number: int, most: int) -> tuple[Features, Features, Labels]:
+        """Return the best ``most`` keypoints of one of the group's pairs, with their labels.
+
+        Args:
+            number: Which pair; numbers beyond the last begin anew.
+            most: Keypoints an image.
+        """
         first, second = self.plan.pairs[number % len(self.plan.pairs)]
-        features0, features1 = self.features[first], self.features[second]
+        features0, features1 = (best_of(self.features[view], most) for view in (first, second))
         return features0, features1, self.plan.label(first, second, features0, features1)
 
 
@@ -215,6 +220,11 @@ class RoomSource(Source):
             f"in {_MOST_ROOMS} rooms drawn with {self.settings} no two of {views} views see the same things. Let the "
             "cameras stand closer together (spread) or see more (field_of_view)."
         )
+
+
+def best_of(features: Features, most: int) -> Features:
+    """Return the best ``most`` keypoints; detectors give the best first."""
+    return features if len(features) <= most else features.select(torch.arange(most, device=features.device))
 
 
 def _rendered(

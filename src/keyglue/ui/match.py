@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import Enum
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,6 +80,12 @@ def match(
     rotate: Annotated[
         Rotation, typer.Option("--rotate", help="Turn of the second image before matching; auto tries all four.")
     ] = Rotation.none,
+    zoom: Annotated[
+        str,
+        typer.Option(
+            "--zoom", metavar="FACTOR", help="How many times larger the first image shows things; auto tries 1/4 to 4."
+        ),
+    ] = "1",
     homography: Annotated[
         bool | None,
         typer.Option("--homography/--fundamental", help="Geometry that inliers have to obey. Default: fundamental."),
@@ -106,6 +113,7 @@ def match(
         compile=compile,
     )
     turn = "auto" if rotate is Rotation.auto else int(rotate.value)
+    factor = _factor(zoom)
     if pairs is not None:
         single_only = {"IMAGE0": image0, "--json": json_file, "--csv": csv_file, "--npz": npz_file, "--mask0": mask0}
         _refuse({**single_only, "--mask1": mask1}, "cannot be used with --pairs; see --write.")
@@ -113,7 +121,7 @@ def match(
             raise typer.BadParameter("--pairs needs a folder for the results.", param_hint="-o")
         suffixes = tuple(f".{kind.value}" for kind in write or [Result.npz])
         failures = match_pairs(
-            read_pairs(pairs), output, suffixes, settings, rotate=turn, seed=seed, overwrite=overwrite
+            read_pairs(pairs), output, suffixes, settings, rotate=turn, zoom=factor, seed=seed, overwrite=overwrite
         )
         raise typer.Exit(1 if failures else 0)
     _refuse({"--write": write, "--overwrite": overwrite}, "is for --pairs.")
@@ -128,10 +136,20 @@ def match(
         from keyglue.pipelines import matcher
 
     mask = (mask0, mask1) if mask0 is not None or mask1 is not None else None
-    result = matcher.match(image0, image1, mask=mask, rotate=turn, seed=seed, **settings)
+    result = matcher.match(image0, image1, mask=mask, rotate=turn, zoom=factor, seed=seed, **settings)
     inliers, geometry = _inliers(result, homography)
     files = _write(result, inliers, output, json_file, [csv_file, npz_file])
     _print(result, [image0, image1], inliers, geometry, files, error=json_file == _STANDARD_OUTPUT)
+
+
+def _factor(text: str) -> float | str:
+    """Return a factor like 4, 0.25 or 1/4, or "auto"."""
+    if text == "auto":
+        return text
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise typer.BadParameter(f"a number such as 4 or 1/4, or auto, got {text!r}.", param_hint="--zoom") from None
 
 
 def _refuse(arguments: dict[str, Any], reason: str) -> None:

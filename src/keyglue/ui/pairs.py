@@ -91,6 +91,7 @@ def match_pairs(
     settings: dict[str, Any],
     *,
     rotate: int | str = 0,
+    zoom: float | str = 1.0,
     seed: int = 0,
     overwrite: bool = False,
 ) -> int:
@@ -102,6 +103,7 @@ def match_pairs(
         suffixes: What to write for each pair: .npz, .json, .csv, .png.
         settings: Arguments of ``Matcher.from_pretrained``; its first one is called "model".
         rotate: Turn of the second image; anything but 0 describes the images of each pair again.
+        zoom: How many times larger first images show things; anything but 1 describes images again.
         seed: Seed of the matching.
         overwrite: Whether to make files again that are there already.
 
@@ -119,10 +121,10 @@ def match_pairs(
         described = _Described(matcher, pending)
         for pair in with_progress(pending, "matching"):
             try:
-                if rotate == 0:
+                if rotate == 0 and zoom == 1:
                     result = matcher.match_features(described.take(pair.image0), described.take(pair.image1))
                 else:
-                    result = matcher.match(pair.image0, pair.image1, rotate=rotate, seed=seed)
+                    result = matcher.match(pair.image0, pair.image1, rotate=rotate, zoom=zoom, seed=seed)
                 _write(result, pair, files[pair])
                 matches += len(result)
             except (KeyglueError, OSError) as error:
