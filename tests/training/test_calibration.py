@@ -86,7 +86,7 @@ def test_a_calibrated_folder_gives_probabilities(assets: Path, tmp_path: Path) -
     unrelated = matcher.match(assets / "motorcycle_left.png", assets / "chelsea.png").match_probability
     assert related is not None
     assert unrelated is not None
-    assert 0 < unrelated < related < 1
+    assert 0 <= unrelated < related <= 1  # of pairs that 16 others tell apart without fail it may be sure
 
 
 def _held_out_stem(number: int) -> str:
