@@ -196,6 +196,15 @@ def test_a_random_start_is_worse_than_the_nearest_one_and_both_learn(
     assert losses["nearest"][0] < losses["random"][0]
 
 
+def test_all_streams_have_as_many_keypoints_in_a_step(task: MatcherTask) -> None:
+    counts = []
+    for index in range(8):
+        sizes = {max(len(f) for pair in task.batch(stream, index).pairs for f in pair) for stream in (0, 1)}
+        assert len(sizes) == 1, "processes that wait for each other have as much to do"
+        counts.append(sizes.pop())
+    assert 48 <= min(counts) < max(counts) <= 64
+
+
 def test_confidence_stage_trains_the_heads_alone(detector: SuperPointForKeypointDetection, photos: Photos) -> None:
     task = MatcherTask(dataclasses.replace(SETTINGS, stage="confidence"), detector, *photos.split())
     trained = {name for name, p in task.module.named_parameters() if p.requires_grad}
