@@ -79,29 +79,32 @@ def assignment_loss(
 class _DoubleSoftmax(torch.autograd.Function):
     """Mean of -log softmax_j(S)_ij - log softmax_i(S)_ij at the true matches, with S = Y0 Y1^T.
 
-    Pair by pair, so that S stays in the cache and is never kept; the gradients of Y0 and Y1 are formed on the way.
+    S is never kept; the gradients of Y0 and Y1 are formed on the way. On a CPU pairs are computed one by one, so that S
+    stays in the cache.
     """
 
     @staticmethod
     def forward(ctx: Any, projected0: Tensor, projected1: Tensor, labels0: Tensor) -> Tensor:
         gradient0, gradient1 = torch.zeros_like(projected0), torch.zeros_like(projected1)
         dtype = torch.promote_types(projected0.dtype, torch.float32)
-        losses = projected0.new_zeros(len(projected0), dtype=dtype)
-        for pair, (y0, y1) in enumerate(zip(projected0, projected1, strict=True)):
-            row = (labels0[pair] >= 0).nonzero().squeeze(1)
-            if not len(row):
-                continue
-            column = labels0[pair, row]
+        pairs = len(projected0)
+        losses = projected0.new_zeros(pairs, dtype=dtype)
+        step = 1 if projected0.device.type == "cpu" else max(pairs, 1)
+        for start in range(0, pairs if projected0.numel() and projected1.numel() else 0, step):
+            part = slice(start, start + step)
+            y0, y1, labels = projected0[part], projected1[part], labels0[part]
+            column, matched = labels.clamp(min=0), (labels >= 0).to(dtype)
+            share = matched / matched.sum(dim=1, keepdim=True).clamp(min=1)
             similarity = (y0 @ y1.mT).to(dtype)
-            of_rows, of_columns = similarity[row], similarity[:, column]
-            rows, columns = of_rows.logsumexp(dim=1), of_columns.logsumexp(dim=0)
-            losses[pair] = (rows + columns - 2 * similarity[row, column]).mean()
-            gradient = torch.zeros_like(similarity)
-            gradient[row] = (of_rows - rows[:, None]).exp_()
-            gradient[:, column] += (of_columns - columns).exp_()
-            gradient[row, column] -= 2
-            gradient = (gradient / len(row)).to(y0.dtype)
-            gradient0[pair], gradient1[pair] = gradient @ y1, gradient.mT @ y0
+            rows, columns = similarity.logsumexp(dim=2), similarity.logsumexp(dim=1)
+            right = similarity.gather(2, column[:, :, None])[:, :, 0]
+            losses[part] = ((rows + columns.gather(1, column) - 2 * right) * share).sum(dim=1)
+            share1 = torch.zeros_like(columns).scatter_add_(1, column, share)
+            gradient = (similarity - rows[:, :, None]).exp_().mul_(share[:, :, None])
+            gradient += similarity.sub_(columns[:, None]).exp_().mul_(share1[:, None])
+            gradient.scatter_add_(2, column[:, :, None], -2 * share[:, :, None])
+            gradient = gradient.to(y0.dtype)
+            gradient0[part], gradient1[part] = gradient @ y1, gradient.mT @ y0
         ctx.save_for_backward(gradient0, gradient1)
         return losses
 
