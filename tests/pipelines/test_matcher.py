@@ -238,7 +238,7 @@ def test_nothing_to_match(matcher):
 def test_bad_arguments(stereo, matcher):
     with pytest.raises(InputError, match="rotate"):
         matcher.match(*stereo, rotate=45)
-    for zoom in (0, -1, float("nan"), 100, "far"):
+    for zoom in (0, -1, float("nan"), 100, "far", None):
         with pytest.raises(InputError, match="zoom"):
             matcher.match(*stereo, zoom=zoom)
     with pytest.raises(InputError, match="Matcher brings its own"):

@@ -7,6 +7,8 @@ matched many times.
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 import os
 import time
 from collections.abc import Sequence
@@ -360,9 +362,10 @@ def _quarter_turns(degrees: int | str) -> int:
 
 
 def _zoom(factor: float | str) -> float:
-    if isinstance(factor, str) or not 1 / 16 <= factor <= 16:  # of a NaN neither is true
+    value = float(factor) if isinstance(factor, numbers.Real) else math.nan
+    if not 1 / 16 <= value <= 16:  # of a NaN neither is true
         raise InputError(f"zoom must be a number from 1/16 to 16, or 'auto', got {factor!r}.")
-    return float(factor)
+    return value
 
 
 def _turn(image: Tensor, quarter_turns: int) -> Tensor:

@@ -5,6 +5,8 @@ Shapes: N keypoints, D descriptor, W width of the matcher.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +40,7 @@ def adapt_projection(
         matcher: Trained for ``old``; it is changed.
         old: The detector that it was trained for.
         new: The detector that it is to be used with.
-        photos: Photographs to take views of, on the detectors' device.
+        photos: Photographs to take views of; copies of the detectors look at them on their device.
         settings: What the views are like.
         seed: Of the choice of views.
 
@@ -61,7 +63,7 @@ def adapt_projection(
         )
     generator = generator_for(seed, -2)
     before, after = _descriptors(old, new, photos, settings, generator)
-    wanted = before @ projection.weight.detach().double().mT
+    wanted = before @ projection.weight.detach().cpu().double().mT
     square = after.mT @ after
     square.diagonal().add_(_RIDGE * len(after))
     fitted = torch.linalg.solve(square, after.mT @ wanted)
@@ -78,7 +80,8 @@ def _descriptors(
     settings: ViewSettings,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Return both detectors' descriptors (N, D) at the new one's keypoints in views of photographs, float64."""
+    """Return both detectors' descriptors (N, D) at the new one's keypoints in views, float64 on the CPU."""
+    old, new = (copy.deepcopy(detector).to(photos.device) for detector in (old, new))
     before: list[Tensor] = []
     after: list[Tensor] = []
     for index in torch.randint(len(photos), (_VIEWS,), generator=generator).tolist():
@@ -90,6 +93,6 @@ def _descriptors(
             with autocast(image.device):
                 described_cells = old.descriptor_decoder(old.encoder(image)[-1])[0]
             described = sample_descriptors(features.keypoints, described_cells, old.config.cell)
-        before.append(described.double())
-        after.append(features.descriptors.double())
+        before.append(described.cpu().double())
+        after.append(features.descriptors.cpu().double())
     return torch.cat(before), torch.cat(after)

@@ -36,7 +36,7 @@ from keyglue.training.photos import Photos
 from keyglue.training.precision import autocast
 from keyglue.training.rooms import RoomSettings
 from keyglue.training.scenes import Scene
-from keyglue.training.sources import Group, PhotoSource, RoomSource, SceneSource, Source, best_of, describe
+from keyglue.training.sources import Group, PhotoSource, RoomSource, SceneSource, Source, describe, strongest
 from keyglue.training.task import Task, generator_for
 from keyglue.training.validation import HeldOutPairs, score_pairs
 
@@ -173,7 +173,7 @@ class MatcherTask(Task):
         labels: list[Labels] = []
         for number, (group, place) in enumerate(rows):
             if float(torch.rand((), generator=generator)) < settings.unrelated and len(rows) > 1:
-                features0, features1 = (best_of(rows[n][0].features[0], count) for n in (number, number - 1))
+                features0, features1 = (strongest(rows[n][0].features[0], count) for n in (number, number - 1))
                 label = (_unmatchable(features0), _unmatchable(features1))
             else:
                 features0, features1, label = group.labelled(place, count)

@@ -21,8 +21,6 @@ from keyglue.training.state import read_state
 from keyglue.training.superpoint import SuperPointSettings, SuperPointTask
 from keyglue.training.task import Task
 
-DEFAULT_DETECTOR = "keyglue-small"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -126,10 +124,9 @@ def make_task(recipe: Recipe, data: TrainingData) -> Task:
         start = SuperPointForKeypointDetection.from_pretrained(recipe.start) if recipe.start else None
         return SuperPointTask(settings, data.photos, data.held_out, seed=seed, start=start)
     # A matcher that is trained further sees its own detector's keypoints, unless it is to learn another one's.
-    detector = SuperPointForKeypointDetection.from_pretrained(recipe.detector or recipe.start or DEFAULT_DETECTOR)
+    detector = SuperPointForKeypointDetection.from_pretrained(recipe.detector or recipe.start or None)
     matcher = LightGlueMatcher.from_pretrained(recipe.start) if recipe.start else None
     if matcher is not None and recipe.detector and recipe.detector != recipe.start:
-        device = data.photos.device
-        own = SuperPointForKeypointDetection.from_pretrained(recipe.start).to(device)
-        adapt_projection(matcher, own, detector.to(device), data.photos, settings.views, seed)
+        own = SuperPointForKeypointDetection.from_pretrained(recipe.start)
+        adapt_projection(matcher, own, detector, data.photos, settings.views, seed)
     return MatcherTask(settings, detector, data.photos, data.held_out, scenes=data.scenes, seed=seed, start=matcher)

@@ -75,7 +75,7 @@ class Group:
             most: Keypoints an image.
         """
         first, second = self.plan.pairs[number % len(self.plan.pairs)]
-        features0, features1 = (best_of(self.features[view], most) for view in (first, second))
+        features0, features1 = (strongest(self.features[view], most) for view in (first, second))
         return features0, features1, self.plan.label(first, second, features0, features1)
 
 
@@ -222,7 +222,7 @@ class RoomSource(Source):
         )
 
 
-def best_of(features: Features, most: int) -> Features:
+def strongest(features: Features, most: int) -> Features:
     """Return the best ``most`` keypoints; detectors give the best first."""
     return features if len(features) <= most else features.select(torch.arange(most, device=features.device))
 
