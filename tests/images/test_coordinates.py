@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,10 @@ from keyglue.images.coordinates import (
     pixels_to_relative,
     relative_to_pixels,
     resize_keypoints,
-    rotate_keypoints,
     to_colmap,
-    unrotate_keypoints,
+    turn_keypoints,
+    turned_size,
+    unturn_keypoints,
 )
 from keyglue.images.resize import resize_image
 
@@ -89,16 +92,32 @@ def test_colmap_adds_half_a_pixel():
 
 @pytest.mark.parametrize("turns", range(-4, 8))
 @pytest.mark.parametrize("kind", [np, torch])
-def test_rotation_follows_rot90(turns, kind):
+def test_quarter_turns_follow_rot90(turns, kind):
     image = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE)
     turned = np.rot90(image, turns)
+    assert turned_size(SIZE, 90 * turns) == turned.shape
     points = grid(*SIZE)
-    mapped = rotate_keypoints(points.numpy() if kind is np else points, turns, SIZE)
+    mapped = turn_keypoints(points.numpy() if kind is np else points, 90 * turns, SIZE)
     assert isinstance(mapped, np.ndarray) == (kind is np)
     x, y = np.asarray(mapped).astype(int).T
     assert (turned[y, x] == image.reshape(-1)).all()
-    back = unrotate_keypoints(mapped, turns, SIZE)
+    back = unturn_keypoints(mapped, 90 * turns, SIZE)
     np.testing.assert_array_equal(np.asarray(back), points.numpy())
+
+
+@pytest.mark.parametrize("degrees", [-30.0, 12.5, 45.0, 135.0, 300.0])
+def test_turns_by_any_angle_keep_distances_and_stay_inside(degrees):
+    points = grid(*SIZE).double()
+    mapped = turn_keypoints(points, degrees, SIZE)
+    torch.testing.assert_close(torch.cdist(mapped, mapped), torch.cdist(points, points), atol=1e-5, rtol=1e-5)
+    height, width = turned_size(SIZE, degrees)
+    assert (mapped.amin(0) > -0.5).all()
+    assert mapped[:, 0].max() < width - 0.5
+    assert mapped[:, 1].max() < height - 0.5
+    torch.testing.assert_close(unturn_keypoints(mapped, degrees, SIZE), points)
+    # Counter-clockwise: what points right points up afterwards, as far as it is turned; y goes down.
+    right = mapped[1] - mapped[0]
+    assert math.degrees(math.atan2(-right[1], right[0])) % 360 == pytest.approx(degrees % 360)
 
 
 def test_whole_number_points_keep_their_half_pixels():
@@ -110,5 +129,5 @@ def test_whole_number_points_keep_their_half_pixels():
 def test_no_points_stay_no_points():
     for function in (resize_keypoints,):
         assert function(torch.zeros(0, 2), (4, 4), (8, 8)).shape == (0, 2)
-    assert rotate_keypoints(torch.zeros(0, 2), 1, (4, 4)).shape == (0, 2)
+    assert turn_keypoints(torch.zeros(0, 2), 90, (4, 4)).shape == (0, 2)
     assert normalize_keypoints(torch.zeros(0, 2), (4, 4)).shape == (0, 2)

@@ -146,18 +146,21 @@ def test_zoom_auto_finds_that_one_image_shows_a_part_four_times_as_large(assets,
     mask = np.zeros((4 * height, 4 * width), dtype=np.uint8)
     mask[:, : 2 * width] = 255
     pair, masks = ((image, part), (None, mask)) if swap else ((part, image), (mask, None))
-    result = matcher.match(*pair, zoom="auto")
-    assert result.zoom == (0.25 if swap else 4)
+    result = matcher.match(*pair, rotate=0)
+    assert result.zoom == pytest.approx(0.25 if swap else 4, rel=0.03)
     of_part, of_image = (result.points1, result.points0) if swap else (result.points0, result.points1)
     error = np.hypot(*((of_part + 0.5) / 4 - 0.5 + (left, top) - of_image).T)
     assert (error < 3).mean() > 0.8
-    assert len(result) > 100
-    masked = matcher.match(*pair, zoom=result.zoom, mask=masks)
+    assert len(result) > 300
+    masked = matcher.match(*pair, mask=masks)
     assert (masked.points1 if swap else masked.points0)[:, 0].max() < 2 * width
     assert 20 < len(masked) < len(result)
-    plain = matcher.match(*pair)
-    assert plain.zoom == 1
-    assert len(plain) < len(result)
+    plain = matcher.match(*pair, rotate=0, zoom=1)
+    assert (plain.rotation, plain.zoom) == (0, 1)
+    assert len(plain) < 20
+    given = matcher.match(*pair, rotate=0, zoom=0.25 if swap else 4)
+    assert given.zoom == (0.25 if swap else 4)
+    assert 100 < len(given) < len(result)
 
 
 def test_masks(matcher, assets, stereo):
@@ -236,8 +239,9 @@ def test_nothing_to_match(matcher):
 
 
 def test_bad_arguments(stereo, matcher):
-    with pytest.raises(InputError, match="rotate"):
-        matcher.match(*stereo, rotate=45)
+    for rotate in (float("inf"), float("nan"), "left", None):
+        with pytest.raises(InputError, match="rotate"):
+            matcher.match(*stereo, rotate=rotate)
     for zoom in (0, -1, float("nan"), 100, "far", None):
         with pytest.raises(InputError, match="zoom"):
             matcher.match(*stereo, zoom=zoom)

@@ -1,4 +1,4 @@
-"""Ten points where transformers' LightGlue (5.23) is wrong: each is right here."""
+"""Points where transformers' LightGlue (5.23) is wrong: each is right here."""
 
 from __future__ import annotations
 
@@ -189,3 +189,16 @@ def test_padding_does_not_overwrite_the_last_keypoint(ragged, pairs):
         order = torch.cat([torch.arange(matched), torch.arange(matched + 1, last + 1), torch.tensor([matched])])
         moved = ragged(features=[(first.select(order), second)])
     assert int(moved.matches[0, 0, last]) == int(whole.matches0[matched])
+
+
+def test_a_photograph_on_its_side_is_matched(assets):
+    image = Image.open(assets / "motorcycle_left.png").convert("RGB")
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+
+    def right(result):
+        x, y = result.points0.T
+        return int((np.hypot(y - result.points1[:, 0], image.width - 1 - x - result.points1[:, 1]) < 3).sum())
+
+    matcher = keyglue.Matcher.from_pretrained(device="cpu")
+    one_look = right(matcher.match(image, turned, rotate=0, zoom=1))
+    assert right(matcher.match(image, turned)) > max(800, 5 * one_look)

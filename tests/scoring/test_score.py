@@ -186,7 +186,8 @@ def test_the_bundled_model_and_the_baselines_are_scored_in_one_table(report: key
     names = [method["name"] for method in report.methods]
     assert names == [
         "keyglue-small",
-        "keyglue-small, all layers",
+        "keyglue-small, one view",
+        "keyglue-small, one view, all layers",
         "mutual nearest",
         "mutual nearest, ratio 0.9",
         "SIFT, ratio 0.8",
@@ -199,9 +200,10 @@ def test_the_bundled_model_and_the_baselines_are_scored_in_one_table(report: key
         assert 20 < summary["keypoints"] <= 256
         assert 0.3 < summary["precision@5px"] <= 1
         assert len(summary["auc_poselib"]) == 4
-    assert report.summary("keyglue-small")["kept"] > 0.5
+    assert report.summary("keyglue-small, one view")["kept"] > 0.5
+    assert "kept" not in report.summary("keyglue-small")  # it may have other keypoints
     assert report.summary("mutual nearest")["kept"] == 1.0
-    complete = report.summary("keyglue-small, all layers")
+    complete = report.summary("keyglue-small, one view, all layers")
     assert complete["stop_layer"] == 6
     assert complete["pruned"] == 0
     with pytest.raises(KeyError, match="no method is called 'nothing'"):
@@ -218,8 +220,8 @@ def test_markdown_holds_tables_settings_versions_and_machine(
     for expected in ("keyglue.scoring.score('warps', ...)", f"keyglue {keyglue.__version__}", torch.__version__, "cpu"):
         assert expected in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 + 7 + 2 + 3
-    assert len({row.count("|") for row in rows[:9]}) == 1
+    assert len(rows) == 2 + 8 + 2 + 3
+    assert len({row.count("|") for row in rows[:10]}) == 1
 
 
 def test_scoring_again_gives_the_same_numbers(report: keyglue.scoring.ScoreReport, assets: Path) -> None:
@@ -236,7 +238,11 @@ def test_scoring_again_gives_the_same_numbers(report: keyglue.scoring.ScoreRepor
 def test_a_loaded_model_keeps_its_settings_and_is_left_alone(small: keyglue.LightGlueForKeypointMatching) -> None:
     before = copy.deepcopy(small.config.to_dict())
     options: Any = {"max_keypoints": 100, "baselines": False, "device": None, "dtype": None}
-    plain, complete = model_methods(small, all_layers=True, **options)
+    searched, plain, complete = model_methods(small, all_layers=True, **options)
+    assert searched.views is not None
+    assert plain.views is None
+    assert complete.views is None
+    assert searched.detector is plain.detector
     assert small.config.to_dict() == before
     assert plain.detector is complete.detector
     assert complete.settings["depth_confidence"] == -1

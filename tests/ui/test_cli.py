@@ -109,7 +109,7 @@ def test_debug_shows_the_error_itself(tmp_path: Path) -> None:
         (["nonsense"], "nonsense"),
         (["match"], "two images"),
         (["match", "a.png"], "two images"),
-        (["match", "a.png", "b.png", "--rotate", "45"], "45"),
+        (["match", "a.png", "b.png", "--rotate", "left"], "--rotate"),
         (["match", "a.png", "b.png", "--max-keypoints", "0"], "--max-keypoints"),
         (["match", "a.png", "b.png", "--filter-threshold", "2"], "--filter-threshold"),
         (["match", "a.png", "b.png", "--write", "png"], "--pairs"),

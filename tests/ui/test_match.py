@@ -109,11 +109,12 @@ def test_options_reach_the_matcher(pair: tuple[Path, Path], tmp_path: Path) -> N
     assert min(found["scores"]) > 0.5
 
 
-def test_rotate_auto_finds_the_turn(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_turn_is_found(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with Image.open(pair[1]) as image:
         image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png")
-    result = run("match", pair[0], tmp_path / "turned.png", *SMALL, "--rotate", "auto", "--json", "-")
+    result = run("match", pair[0], tmp_path / "turned.png", *SMALL, "--json", "-")
     assert result.exit_code == 0, result.output
+    assert "-90 degrees, zoom 1" in result.stderr
     found = json.loads(result.stdout)
     assert found["rotation"] == 270
     points0, points1 = np.array(found["points0"]), np.array(found["points1"])

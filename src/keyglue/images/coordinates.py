@@ -8,6 +8,7 @@ index of the points: relative (B, 2, K, 2) goes with sizes (B, 2, 2).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -115,44 +116,61 @@ def to_stored_frame(keypoints: Points, orientation: int, size: tuple[int, int]) 
     return cast("Points", torch.stack(cast("Any", (x, y)), dim=-1))
 
 
-def rotate_keypoints(keypoints: Points, quarter_turns: int, size: tuple[int, int]) -> Points:
-    """Map points of an image to that image turned counter-clockwise, as ``torch.rot90`` and ``np.rot90`` turn it.
+def cosine_sine(degrees: float) -> tuple[float, float]:
+    """Return cosine and sine of an angle, exact for quarter turns."""
+    turns, rest = divmod(degrees, 90)
+    cosine, sine = math.cos(math.radians(rest)), math.sin(math.radians(rest))
+    for _ in range(int(turns) % 4):
+        cosine, sine = -sine, cosine
+    return cosine, sine
+
+
+def turned_size(size: Sequence[int], degrees: float) -> tuple[int, int]:
+    """Return height and width of the smallest image that holds one of height and width ``size`` when it is turned."""
+    cosine, sine = (abs(value) for value in cosine_sine(degrees))
+    height, width = size[0] * cosine + size[1] * sine, size[1] * cosine + size[0] * sine
+    # What is less than a hundredth of a pixel is rounding.
+    return math.ceil(height - 0.01), math.ceil(width - 0.01)
+
+
+def turn_keypoints(keypoints: Points, degrees: float, size: tuple[int, int]) -> Points:
+    """Map points of an image to that image turned counter-clockwise about its centre.
+
+    Quarter turns are those of ``torch.rot90`` and ``np.rot90``.
 
     Args:
         keypoints: (..., 2) pixels of the upright image.
-        quarter_turns: Number of quarter turns, any integer.
+        degrees: How far it is turned.
         size: Height and width of the upright image.
 
     Returns:
-        (..., 2) pixels of the turned image.
+        (..., 2) pixels of the turned image, whose size is ``turned_size(size, degrees)``.
     """
-    points = _floating(keypoints)
-    height, width = size
-    x, y = points[..., 0], points[..., 1]
-    turned = {
-        0: (x, y),
-        1: (y, width - 1 - x),
-        2: (width - 1 - x, height - 1 - y),
-        3: (height - 1 - y, x),
-    }[quarter_turns % 4]
-    if isinstance(points, np.ndarray):
-        return cast("Points", np.stack(cast("Any", turned), axis=-1))
-    return cast("Points", torch.stack(cast("Any", turned), dim=-1))
+    return _turned(keypoints, degrees, size, turned_size(size, degrees))
 
 
-def unrotate_keypoints(keypoints: Points, quarter_turns: int, size: tuple[int, int]) -> Points:
-    """Map points of a turned image back: the inverse of ``rotate_keypoints``.
+def unturn_keypoints(keypoints: Points, degrees: float, size: tuple[int, int]) -> Points:
+    """Map points of a turned image back: the inverse of ``turn_keypoints``.
 
     Args:
         keypoints: (..., 2) pixels of the turned image.
-        quarter_turns: Number of quarter turns that the image was turned counter-clockwise.
+        degrees: How far the image was turned counter-clockwise.
         size: Height and width of the upright image, before it was turned.
 
     Returns:
         (..., 2) pixels of the upright image.
     """
-    height, width = size
-    return rotate_keypoints(keypoints, -quarter_turns, (width, height) if quarter_turns % 2 else (height, width))
+    return _turned(keypoints, -degrees, turned_size(size, degrees), size)
+
+
+def _turned(keypoints: Points, degrees: float, from_size: tuple[int, int], to_size: tuple[int, int]) -> Points:
+    points = _floating(keypoints)
+    cosine, sine = cosine_sine(degrees)
+    x, y = points[..., 0] - (from_size[1] - 1) / 2, points[..., 1] - (from_size[0] - 1) / 2
+    turned = (cosine * x + sine * y + (to_size[1] - 1) / 2, cosine * y - sine * x + (to_size[0] - 1) / 2)
+    if isinstance(points, np.ndarray):
+        return cast("Points", np.stack(cast("Any", turned), axis=-1))
+    return cast("Points", torch.stack(cast("Any", turned), dim=-1))
 
 
 def _floating(points: Any) -> Any:

@@ -23,18 +23,17 @@ from typing_extensions import Self
 from keyglue.base.devices import resolve_device, to_device
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features, Matches
-from keyglue.images.coordinates import resize_keypoints, unrotate_keypoints
+from keyglue.images.coordinates import resize_keypoints
 from keyglue.images.processor import LightGlueImageProcessor
 from keyglue.images.read import ImageInput, read_image, read_mask
-from keyglue.images.resize import resize_image, resize_mask
+from keyglue.images.resize import resize_mask
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.probability import match_probability
 from keyglue.pipelines.result import PairResult
+from keyglue.pipelines.search import ViewSearch
+from keyglue.pipelines.views import MaskedImage
 
 ResizeTo = int | tuple[int, int] | dict[str, int]
-# Long side of the copies on which rotate="auto" tries the four quarter turns, and of those for zoom="auto".
-_SMALL, _LARGER = 480, 960
-_ZOOMS = (1.0, 2.0, 0.5, 4.0, 0.25)
 
 
 class Matcher:
@@ -111,7 +110,13 @@ class Matcher:
             InputError: The mask does not fit the image.
         """
         pixels = read_image(image)
-        return self._describe(pixels, _mask_for(mask, pixels))
+        wanted = _mask_for(mask, pixels)
+        original = (pixels.shape[1], pixels.shape[2])
+        prepared = self.processor.steps().apply(pixels, "channels_first")
+        target = (prepared.shape[1], prepared.shape[2])
+        wanted = None if wanted is None else resize_mask(wanted, target)
+        features = self.model.extract(to_device(prepared, self.model.device), mask=wanted)
+        return features if target == original else features.with_original_size(original)
 
     def match_features(self, features0: Features, features1: Features, *, seed: int = 0) -> PairResult:
         """Match two images by their Features; coordinates are those of the original images.
@@ -149,27 +154,39 @@ class Matcher:
             with torch.no_grad():
                 found = self.model.match_pairs([(query, other) for other in part])
             each = _since(start) / len(part)
-            results += [self._result(query, *pair, seed, each) for pair in zip(part, found, strict=True)]
+            results += [
+                self._result(
+                    (_original(query), _original(other)),
+                    (query.original_size or query.image_size, other.original_size or other.image_size),
+                    matches,
+                    seed=seed,
+                    milliseconds={"match": each},
+                )
+                for other, matches in zip(part, found, strict=True)
+            ]
         return results
 
     def _result(
-        self, features0: Features, features1: Features, found: Matches, seed: int, milliseconds: float
+        self,
+        keypoints: tuple[NDArray[np.floating], NDArray[np.floating]],
+        sizes: tuple[tuple[int, int], tuple[int, int]],
+        found: Matches,
+        **more: Any,
     ) -> PairResult:
         indices = found.indices
         return PairResult(
-            keypoints0=_original(features0),
-            keypoints1=_original(features1),
+            keypoints0=keypoints[0].astype(np.float32),
+            keypoints1=keypoints[1].astype(np.float32),
             matches=indices.cpu().numpy(),
             scores=_array(found.matching_scores0[indices[:, 0]]),
-            size0=features0.original_size or features0.image_size,
-            size1=features1.original_size or features1.image_size,
+            size0=sizes[0],
+            size1=sizes[1],
             prune0=found.prune0.cpu().numpy(),
             prune1=found.prune1.cpu().numpy(),
             stop_layer=found.stop_layer,
             num_layers=self.num_layers,
             match_probability=match_probability(found, self.model.config.match_probability),
-            seed=seed,
-            milliseconds={"match": milliseconds},
+            **more,
         )
 
     def match(
@@ -178,8 +195,9 @@ class Matcher:
         image1: ImageInput,
         *,
         mask: ImageInput | tuple[ImageInput | None, ImageInput | None] | None = None,
-        rotate: int | str = 0,
-        zoom: float | str = 1.0,
+        features: tuple[Features, Features] | None = None,
+        rotate: float | str = "auto",
+        zoom: float | str = "auto",
         seed: int = 0,
     ) -> PairResult:
         """Match two photographs.
@@ -188,81 +206,46 @@ class Matcher:
             image0: Path, address, PIL image, array or tensor.
             image1: The same.
             mask: Nonzero where keypoints are wanted: one for both images, or one each (None for no mask).
-            rotate: Degrees to turn image 1 counter-clockwise before matching (0, 90, 180, 270), or "auto" to try all
-                four on small copies and keep the best. Coordinates are those of the image as given.
-            zoom: How many times larger things are in image 0 than in image 1: the image that shows them larger is
-                shrunk by as much before it is described. "auto" tries 1/4 to 4 on small copies and keeps the best.
+            features: What ``extract`` returned for both images with the same masks, so that it is not computed again.
+            rotate: Degrees to turn image 1 counter-clockwise before matching, or "auto" to find out where the images do
+                not match as they are. Coordinates are those of the image as given.
+            zoom: How many times larger things are in image 0 than in image 1, as the model sees whole images: the one
+                that shows them larger is shrunk by as much. "auto" finds out where the images do not match as they are.
             seed: Seed of the robust estimators that the result offers.
 
         Raises:
             ImageError: An image cannot be read.
-            InputError: A mask does not fit, or ``rotate`` or ``zoom`` is something else.
+            InputError: A mask or features do not fit, or ``rotate`` or ``zoom`` is something else.
         """
         start = time.perf_counter()
-        pixels0, pixels1 = read_image(image0), read_image(image1)
-        mask0, mask1 = mask if isinstance(mask, tuple) else (mask, mask)
-        wanted0, wanted1 = _mask_for(mask0, pixels0), _mask_for(mask1, pixels1)
+        pixels = [read_image(image) for image in (image0, image1)]
+        masks = mask if isinstance(mask, tuple) else (mask, mask)
+        shown0, shown1 = (MaskedImage(*pair) for pair in zip(pixels, map(_mask_for, masks, pixels), strict=True))
         read = _since(start)
-        start = time.perf_counter()
-        turns, factor = self._best_view(
-            pixels0,
-            pixels1,
-            range(4) if rotate == "auto" else (_quarter_turns(rotate),),
-            _ZOOMS if zoom == "auto" else (_zoom(zoom),),
+        steps = self.processor.steps()
+        search = ViewSearch(
+            self.model,
+            self._prepare,
+            steps.seen_size,
+            degrees=None if rotate == "auto" else _degrees(rotate),
+            zoom=None if zoom == "auto" else _zoom(zoom),
         )
-        size1 = (pixels1.shape[1], pixels1.shape[2])
-        features0 = self._describe(pixels0, wanted0, shrink=factor)
-        turned = None if wanted1 is None else _turn(wanted1, turns)
-        features1 = self._describe(_turn(pixels1, turns), turned, shrink=1 / factor)
-        describe = _since(start)
-        result = self.match_features(features0, features1, seed=seed)
-        values = {field: getattr(result, field) for field in result.__dataclass_fields__}
-        values.update(
-            keypoints1=unrotate_keypoints(result.keypoints1, turns, size1),
-            size1=size1,
-            rotation=90 * turns,
-            zoom=factor,
-            milliseconds={"read": read, "describe": describe, **result.milliseconds},
+        found = search.run(shown0, shown1, features)
+        return self._result(
+            (found.look0.keypoints, found.look1.keypoints),
+            (shown0.size, shown1.size),
+            found.matches,
+            rotation=found.degrees,
+            zoom=found.zoom,
+            seed=seed,
+            milliseconds={"read": read, **found.milliseconds},
             images=(image0, image1),
         )
-        return PairResult(**values)
 
-    def _describe(
-        self, pixels: Tensor, mask: Tensor | None, size: dict[str, int] | None = None, shrink: float = 1.0
-    ) -> Features:
-        """Describe an image (C, h, w) from 0 to 255 after resizing it; the mask has its original size.
-
-        A ``shrink`` above 1 makes it so many times smaller again.
-        """
-        original = (pixels.shape[1], pixels.shape[2])
-        steps = self.processor.steps(size=size, do_resize=None if size is None else True)
-        prepared = steps.apply(pixels, "channels_first")
-        if shrink > 1:
-            smaller = [max(1, round(side / shrink)) for side in prepared.shape[1:]]
-            prepared = resize_image(prepared, smaller)
-        target = (prepared.shape[1], prepared.shape[2])
-        wanted = None if mask is None else resize_mask(mask, target)
-        features = self.model.extract(to_device(prepared, self.model.device), mask=wanted)
-        return features if target == original else features.with_original_size(original)
-
-    def _best_view(
-        self, pixels0: Tensor, pixels1: Tensor, turns: Sequence[int], zooms: Sequence[float]
-    ) -> tuple[int, float]:
-        """Return the quarter turns of image 1 and the zoom of image 0 that match best, tried on small copies."""
-        if len(turns) * len(zooms) == 1:
-            return turns[0], zooms[0]
-        small = {"longest_edge": _SMALL if len(zooms) == 1 else _LARGER}
-        first = {max(zoom, 1.0) for zoom in zooms}
-        described0 = {shrink: self._describe(pixels0, None, small, shrink) for shrink in first}
-        second = {max(1 / zoom, 1.0) for zoom in zooms}
-        quality: dict[tuple[int, float], float] = {}
-        for turn in turns:
-            turned = _turn(pixels1, turn)
-            described1 = {shrink: self._describe(turned, None, small, shrink) for shrink in second}
-            for zoom in zooms:
-                found = self.model.match(described0[max(zoom, 1.0)], described1[max(1 / zoom, 1.0)])
-                quality[turn, zoom] = float(found.scores.sum())
-        return max(quality, key=lambda view: quality[view])
+    def _prepare(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return pixels (C, h, w) from 0 to 255 as the model takes them, resized to a height and width."""
+        wanted = {"height": size[0], "width": size[1]}
+        return self.processor.steps(size=wanted, do_resize=True).apply(pixels, "channels_first")
 
 
 def match(
@@ -274,8 +257,8 @@ def match(
     resize: ResizeTo | None = None,
     filter_threshold: float | None = None,
     mask: ImageInput | tuple[ImageInput | None, ImageInput | None] | None = None,
-    rotate: int | str = 0,
-    zoom: float | str = 1.0,
+    rotate: float | str = "auto",
+    zoom: float | str = "auto",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     compile: bool | str = False,
@@ -355,10 +338,11 @@ def _mask_for(mask: ImageInput | None, pixels: Tensor) -> Tensor | None:
     return None if mask is None else read_mask(mask, (pixels.shape[1], pixels.shape[2]))
 
 
-def _quarter_turns(degrees: int | str) -> int:
-    if not isinstance(degrees, int) or degrees % 90:
-        raise InputError(f"rotate must be 0, 90, 180, 270 or 'auto', got {degrees!r}.")
-    return degrees // 90 % 4
+def _degrees(turn: float | str) -> float:
+    value = float(turn) if isinstance(turn, numbers.Real) else math.nan
+    if not math.isfinite(value):
+        raise InputError(f"rotate must be a number of degrees, or 'auto', got {turn!r}.")
+    return value % 360
 
 
 def _zoom(factor: float | str) -> float:
@@ -366,10 +350,6 @@ def _zoom(factor: float | str) -> float:
     if not 1 / 16 <= value <= 16:  # of a NaN neither is true
         raise InputError(f"zoom must be a number from 1/16 to 16, or 'auto', got {factor!r}.")
     return value
-
-
-def _turn(image: Tensor, quarter_turns: int) -> Tensor:
-    return torch.rot90(image, quarter_turns, (-2, -1)) if quarter_turns else image
 
 
 def _original(features: Features) -> NDArray[np.float32]:

@@ -73,7 +73,7 @@ class PairResult:
     stop_layer: int
     num_layers: int
     match_probability: float | None = None
-    rotation: int = 0
+    rotation: float = 0.0
     zoom: float = 1.0
     seed: int = 0
     milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)

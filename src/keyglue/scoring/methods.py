@@ -22,16 +22,19 @@ from torch import Tensor
 
 from keyglue.base.errors import MissingDependencyError
 from keyglue.base.types import Features, Matches
+from keyglue.images.resize import resize_image
 from keyglue.keypoints.sift import SIFTConfig, SIFTForKeypointDetection
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.nearest_neighbor import match_nearest
 from keyglue.pipelines.matcher import Matcher
+from keyglue.pipelines.search import ViewSearch
 
 ModelInput = str | os.PathLike[str] | LightGlueForKeypointMatching | None
 
 REFERENCE_RATIO = 0.9
 SIFT_RATIOS = (0.8, 0.85)
 ORB_RATIO = 0.8
+ONE_VIEW = "one view"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +61,8 @@ class Method:
         detector: Describes the images; methods that share it share the features.
         match: Takes the Features of both images.
         settings: What it was run with, for the report.
+        views: Matches two images whatever their scales and whichever way up they are, from what the detector found in
+            them as they are; None for a method that only looks at that.
         num_layers: Number of layers of an adaptive model; 0 for others.
         is_reference: Its correct matches are those that the other methods on the same keypoints ought to keep.
     """
@@ -66,6 +71,7 @@ class Method:
     detector: Detector
     match: Callable[[Features, Features], Matches]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    views: ViewSearch | None = None
     num_layers: int = 0
     is_reference: bool = False
 
@@ -81,12 +87,15 @@ def model_methods(
 ) -> list[Method]:
     """Return the methods that work on a model's keypoints: the model, and what it is compared with.
 
+    The model comes twice: as ``Matcher.match`` uses it, with other views where the images do not match as they are, and
+    with one view only.
+
     Args:
         model: Name of a bundled model (None for the default), a folder, a Hub id, or a loaded model, which keeps its
             own number of keypoints, device and type.
         max_keypoints: Largest number of keypoints an image.
         baselines: Add mutual nearest neighbours, without and with ratio test.
-        all_layers: Add the model with all layers and all keypoints, never stopping early.
+        all_layers: Add the model with one view, all layers and all keypoints, never stopping early.
         device: Where to compute.
         dtype: Floating point type to compute in.
     """
@@ -112,11 +121,13 @@ def model_methods(
             "device": str(loaded.device),
         },
     )
-    methods = [_lightglue(name, loaded, detector)]
+    one_view = _lightglue(f"{name}, {ONE_VIEW}", loaded, detector)
+    views = ViewSearch(loaded, resize_image, lambda size: size)
+    methods = [dataclasses.replace(one_view, name=name, views=views), one_view]
     if all_layers:
         complete = copy.copy(loaded)  # shares the weights
         complete.config = loaded.config.replace(depth_confidence=-1.0, width_confidence=-1.0)
-        methods.append(_lightglue(f"{name}, all layers", complete, detector))
+        methods.append(_lightglue(f"{name}, {ONE_VIEW}, all layers", complete, detector))
     if baselines:
         methods.append(_nearest("mutual nearest", detector, None))
         reference = _nearest(f"mutual nearest, ratio {REFERENCE_RATIO}", detector, REFERENCE_RATIO)

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features, Matches
 from keyglue.images.coordinates import resize_keypoints
 from keyglue.images.resize import resize_image, resized_size, to_grayscale
 from keyglue.multiview.arrays import Array
+from keyglue.pipelines.views import MaskedImage
 from keyglue.scoring import homography_sets, pose_sets, protocols
 from keyglue.scoring.methods import Detector, Method, ModelInput, classical_methods, model_methods
 from keyglue.scoring.pairs import HomographyTruth, PairSet, Picture, ScoredPair, Size
@@ -147,8 +149,12 @@ class _Described:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Seen:
-    """An image with what all detectors found in it; sizes are the file's own and that of the reference frame."""
+    """An image with what all detectors found in it; sizes are the file's own and that of the reference frame.
 
+    ``gray`` (1, h, w), from 0 to 1, is what they saw.
+    """
+
+    gray: Tensor
     original: Size
     reference: Size
     by_detector: dict[Detector, _Described]
@@ -187,7 +193,7 @@ class _Images:
             described[detector] = _Described(
                 features=features, keypoints=resize_keypoints(keypoints, seen, reference), milliseconds=milliseconds
             )
-        return _Seen(original=original, reference=reference, by_detector=described)
+        return _Seen(gray=gray, original=original, reference=reference, by_detector=described)
 
 
 def _score_pair(
@@ -208,10 +214,8 @@ def _score_pair(
     correct: dict[Method, set[tuple[int, int]]] = {}
     indices: dict[Method, NDArray[np.int64]] = {}
     for method in methods:
-        both = [image.by_detector[method.detector] for image in (first, second)]
         start = time.perf_counter()
-        matches = method.match(both[0].features, both[1].features)
-        found = _found(both, matches)
+        found, matches = _match(method, first, second)
         milliseconds = 1000 * (time.perf_counter() - start)
         errors = protocols.match_errors(found, truth)
         indices[method] = found.matches
@@ -224,21 +228,35 @@ def _score_pair(
         }
     for reference in (method for method in methods if method.is_reference):
         for method in methods:
-            if method.detector is reference.detector:
+            if method.detector is reference.detector and method.views is None:
                 has = correct[reference].intersection(map(tuple, indices[method].tolist()))
                 matched[method.name].update(kept=len(has), kept_of=len(correct[reference]))
     sizes = {"sizes": [first.original, second.original], "reference_sizes": [first.reference, second.reference]}
     return {"name": pair.name, "group": pair.group, **sizes, "methods": matched, "detectors": detected}
 
 
-def _found(both: Sequence[_Described], matches: Matches) -> protocols.Found:
+def _match(method: Method, first: _Seen, second: _Seen) -> tuple[protocols.Found, Matches]:
+    """Match two images; keypoints in the reference frame."""
+    both = [image.by_detector[method.detector] for image in (first, second)]
+    if method.views is None:
+        matches = method.match(both[0].features, both[1].features)
+        keypoints = [one.keypoints for one in both]
+    else:
+        pictures = (MaskedImage(first.gray, None), MaskedImage(second.gray, None))
+        seen = method.views.run(*pictures, known=(both[0].features, both[1].features))
+        matches = seen.matches
+        keypoints = [
+            resize_keypoints(look.keypoints, picture.size, image.reference)
+            for look, picture, image in zip((seen.look0, seen.look1), pictures, (first, second), strict=True)
+        ]
     indices = matches.indices
-    return protocols.Found(
-        keypoints0=both[0].keypoints,
-        keypoints1=both[1].keypoints,
+    found = protocols.Found(
+        keypoints0=keypoints[0],
+        keypoints1=keypoints[1],
         matches=indices.cpu().numpy(),
         scores=matches.matching_scores0[indices[:, 0]].detach().cpu().double().numpy(),
     )
+    return found, matches
 
 
 def _adaptivity(matches: Matches) -> Record:

@@ -64,16 +64,17 @@ def matcher_config(size: Size) -> LightGlueConfig:
 
 def superpoint_scratch() -> Recipe:
     """SuperPoint from random weights, detector and descriptor together, on homographies of photographs."""
+    views = ViewSettings(size=(192, 256), max_angle=40.0, zoom=2.0)
     return Recipe(
         name="superpoint_scratch",
-        task=SuperPointSettings(),
-        loop=LoopSettings(steps=60_000, learning_rate=1e-3, warmup=50, validate_every=1000),
+        task=SuperPointSettings(pairs=4, points=320, views=views, light=_STRONG_LIGHT),
+        loop=LoopSettings(steps=60_000, learning_rate=8e-4, warmup=50, validate_every=1000),
     )
 
 
 def superpoint_further() -> Recipe:
-    """A trained SuperPoint, on views that differ more in scale, rotation and light."""
-    views = ViewSettings(size=(192, 256), max_angle=60.0, zoom=2.5)
+    """A trained SuperPoint, on views that differ as much as matching leaves them to: see pipelines/search.py."""
+    views = ViewSettings(size=(192, 256), max_angle=40.0, zoom=2.0)
     return Recipe(
         name="superpoint_further",
         task=SuperPointSettings(pairs=4, views=views, light=_STRONG_LIGHT, detector_first=0, settling=0),

@@ -58,8 +58,8 @@ class SuperPointSettings:
         detector_first: Batches at the beginning in which the detector learns alone, on views without photometric
             changes. It has to learn places inside a cell through three poolings, which the descriptors' far larger
             gradients keep it from.
-        settling: Batches after that in which the photometric changes grow to what they are to be, and the labels'
-            spread shrinks to nothing.
+        settling: Batches after that in which zoom, rotation and photometric changes grow to what they are to be, and
+            the labels' spread shrinks to nothing.
         label_spread: Standard deviation in pixels of the detector's labels at the beginning.
     """
 
@@ -85,6 +85,14 @@ class SuperPointSettings:
         if index < self.detector_first:
             return -1.0
         return min(1.0, (index - self.detector_first) / max(self.settling, 1))
+
+    def views_at(self, settled: float) -> ViewSettings:
+        """Return how views differ when so much of the beginning is over: first a third of the rotation and no zoom."""
+        share = max(settled, 0.0)
+        views = self.views
+        return dataclasses.replace(
+            views, max_angle=views.max_angle * (1 + 2 * share) / 3, zoom=1 + (views.zoom - 1) * share
+        )
 
 
 class ScaledStandardisation(nn.Module):
@@ -270,8 +278,10 @@ class SuperPointTask(Task):
         settings, device = self.settings, self.photos.device
         generator = generator_for(self.seed, stream, index)
         chosen = torch.randint(len(self.photos), (settings.pairs,), generator=generator).tolist()
-        views = random_views(self.photos.sizes(chosen), 2, settings.views, generator).transpose(0, 1).flatten(0, 1)
-        size = settings.views.size
+        settled = settings.settled(index)
+        differ = settings.views_at(settled)
+        views = random_views(self.photos.sizes(chosen), 2, differ, generator).transpose(0, 1).flatten(0, 1)
+        size = differ.size
         fill = torch.rand(len(views), generator=generator) * (torch.rand(len(views), generator=generator) < 0.5)
         clean, inside = render_views(self.photos, chosen * 2, views, size, fill)
         scores = det_hessian(clean, settings.detections.sigma)
@@ -291,7 +301,6 @@ class SuperPointTask(Task):
             inside_other[first],
             generator,
         )
-        settled = settings.settled(index)
         light = dataclasses.replace(settings.light, changed=settings.light.changed * max(settled, 0.0))
         return PairBatch(change_light(clean, light, generator), cells, points0, points1, valid, settled)
 

@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 _STANDARD_OUTPUT = Path("-")
 
 
-class Rotation(str, Enum):
-    """Turns of the second image that ``match`` accepts."""
-
-    auto = "auto"
-    none = "0"
-    quarter = "90"
-    half = "180"
-    three_quarters = "270"
-
-
 class Result(str, Enum):
     """What can be written for each pair of a list."""
 
@@ -78,14 +68,19 @@ def match(
     ] = None,
     mask1: Annotated[str | None, typer.Option("--mask1", metavar="FILE", help="The same for the second image.")] = None,
     rotate: Annotated[
-        Rotation, typer.Option("--rotate", help="Turn of the second image before matching; auto tries all four.")
-    ] = Rotation.none,
+        str,
+        typer.Option(
+            "--rotate",
+            metavar="DEGREES",
+            help="Turn of the second image, counter-clockwise; auto finds it where images do not match as they are.",
+        ),
+    ] = "auto",
     zoom: Annotated[
         str,
         typer.Option(
-            "--zoom", metavar="FACTOR", help="How many times larger the first image shows things; auto tries 1/4 to 4."
+            "--zoom", metavar="FACTOR", help="How many times larger the first image shows things; auto as above."
         ),
-    ] = "1",
+    ] = "auto",
     homography: Annotated[
         bool | None,
         typer.Option("--homography/--fundamental", help="Geometry that inliers have to obey. Default: fundamental."),
@@ -112,8 +107,8 @@ def match(
         dtype=dtype,
         compile=compile,
     )
-    turn = "auto" if rotate is Rotation.auto else int(rotate.value)
-    factor = _factor(zoom)
+    turn = _number(rotate, "--rotate", "a number of degrees such as 90")
+    factor = _number(zoom, "--zoom", "a number such as 4 or 1/4")
     if pairs is not None:
         single_only = {"IMAGE0": image0, "--json": json_file, "--csv": csv_file, "--npz": npz_file, "--mask0": mask0}
         _refuse({**single_only, "--mask1": mask1}, "cannot be used with --pairs; see --write.")
@@ -142,14 +137,14 @@ def match(
     _print(result, [image0, image1], inliers, geometry, files, error=json_file == _STANDARD_OUTPUT)
 
 
-def _factor(text: str) -> float | str:
-    """Return a factor like 4, 0.25 or 1/4, or "auto"."""
+def _number(text: str, option: str, wanted: str) -> float | str:
+    """Return a number like 4, 0.25 or 1/4, or "auto"."""
     if text == "auto":
         return text
     try:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise typer.BadParameter(f"a number such as 4 or 1/4, or auto, got {text!r}.", param_hint="--zoom") from None
+        raise typer.BadParameter(f"{wanted}, or auto, got {text!r}.", param_hint=option) from None
 
 
 def _refuse(arguments: dict[str, Any], reason: str) -> None:
@@ -212,6 +207,8 @@ def _print(
     rows.append(("matches", str(len(result))))
     if inliers is not None:
         rows.append(("inliers", f"{int(inliers.sum())} ({geometry})"))
+    if result.rotation or result.zoom != 1:
+        rows.append(("seen turned by", f"{(result.rotation + 180) % 360 - 180:.0f} degrees, zoom {result.zoom:.3g}"))
     rows.append(("layers used", f"{result.stop_layer} of {result.num_layers}"))
     if result.match_probability is not None:
         rows.append(("same scene", f"{result.match_probability:.1%} probable"))

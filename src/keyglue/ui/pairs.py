@@ -90,8 +90,8 @@ def match_pairs(
     suffixes: Iterable[str],
     settings: dict[str, Any],
     *,
-    rotate: int | str = 0,
-    zoom: float | str = 1.0,
+    rotate: float | str = "auto",
+    zoom: float | str = "auto",
     seed: int = 0,
     overwrite: bool = False,
 ) -> int:
@@ -102,8 +102,8 @@ def match_pairs(
         folder: Where the files go.
         suffixes: What to write for each pair: .npz, .json, .csv, .png.
         settings: Arguments of ``Matcher.from_pretrained``; its first one is called "model".
-        rotate: Turn of the second image; anything but 0 describes the images of each pair again.
-        zoom: How many times larger first images show things; anything but 1 describes images again.
+        rotate: Turn of the second image, as for ``Matcher.match``.
+        zoom: How many times larger first images show things, as for ``Matcher.match``.
         seed: Seed of the matching.
         overwrite: Whether to make files again that are there already.
 
@@ -121,10 +121,13 @@ def match_pairs(
         described = _Described(matcher, pending)
         for pair in with_progress(pending, "matching"):
             try:
+                features = described.take(pair.image0), described.take(pair.image1)
                 if rotate == 0 and zoom == 1:
-                    result = matcher.match_features(described.take(pair.image0), described.take(pair.image1))
+                    result = matcher.match_features(*features, seed=seed)
                 else:
-                    result = matcher.match(pair.image0, pair.image1, rotate=rotate, zoom=zoom, seed=seed)
+                    result = matcher.match(
+                        pair.image0, pair.image1, features=features, rotate=rotate, zoom=zoom, seed=seed
+                    )
                 _write(result, pair, files[pair])
                 matches += len(result)
             except (KeyglueError, OSError) as error:

@@ -1,0 +1,197 @@
+"""Views of images, what two images roughly have in common, and matching whatever the scale and whichever way up."""
+
+import cmath
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import keyglue
+from keyglue.images.resize import resize_image
+from keyglue.pipelines.matcher import Matcher
+from keyglue.pipelines.views import MaskedImage, View, common_parts, find_similarity
+
+SIZE = (120, 160)
+
+
+def smooth(size: tuple[int, int]) -> torch.Tensor:
+    """An image (2, h, w) whose values are a thousandth of x and y of each pixel: no whole numbers, as of bytes."""
+    y, x = torch.meshgrid(torch.arange(float(size[0])), torch.arange(float(size[1])), indexing="ij")
+    return torch.stack([x, y]) / 1000
+
+
+@pytest.fixture(scope="module")
+def matcher() -> Matcher:
+    return Matcher.from_pretrained(device="cpu")
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        View.whole(SIZE, SIZE),
+        View.whole(SIZE, (60, 80), 90.0),
+        View(part=(20, 10, 140, 100), size=(180, 240), degrees=270.0),
+        View(part=(20, 10, 140, 100), size=(90, 120), degrees=33.0),
+        View(part=(0, 20, 80, 120), size=(50, 40), degrees=200.0),
+    ],
+)
+def test_points_of_a_view_are_where_its_pixels_come_from(view: View) -> None:
+    shown, mask = view.render(MaskedImage(smooth(SIZE), None), resize_image)
+    y, x = torch.meshgrid(torch.arange(shown.shape[1]), torch.arange(shown.shape[2]), indexing="ij")
+    points = torch.stack([x, y], -1).reshape(-1, 2).double().numpy()
+    came_from = view.to_image(points).reshape(*shown.shape[1:], 2)
+    inside = torch.ones(shown.shape[1:], dtype=torch.bool) if mask is None else mask
+    # A resized ramp is bent within a few pixels of its ends.
+    left, top, right, bottom = view.part
+    low, high = np.array([left, top]) + 3, np.array([right, bottom]) - 4
+    inside &= torch.from_numpy(((came_from > low) & (came_from < high)).all(-1))
+    assert inside.float().mean() > 0.3
+    error = np.abs(1000 * shown.permute(1, 2, 0).numpy() - came_from)[inside.numpy()]
+    assert error.max() < 0.02
+    assert view.scale == pytest.approx(math.sqrt(view.size[0] * view.size[1] / ((right - left) * (bottom - top))))
+
+
+def test_a_view_shows_its_part_of_the_mask_and_nothing_outside_the_image() -> None:
+    mask = torch.zeros(SIZE, dtype=torch.bool)
+    mask[:, :80] = True
+    for degrees in (0.0, 90.0, 20.0):
+        view = View(part=(40, 0, 140, 120), size=(120, 100), degrees=degrees)
+        _, wanted = view.render(MaskedImage(smooth(SIZE), mask), resize_image)
+        assert wanted is not None
+        rows, columns = wanted.nonzero().unbind(1)
+        points = view.to_image(torch.stack([columns, rows], 1).double().numpy())
+        assert points[:, 0].min() > 39
+        assert points[:, 0].max() < 80.5
+        assert len(points) == pytest.approx(40 * 120, rel=0.03)
+
+
+def planted(factor: complex, shift: complex, seed: int, right: int = 40, wrong: int = 25):
+    rng = np.random.default_rng(seed)
+    points0 = rng.uniform(0, 1, (right + wrong, 2)) * [SIZE[1], SIZE[0]]
+    there = factor * (points0 @ [1, 1j]) + shift
+    points1 = np.c_[there.real, there.imag] + rng.normal(0, 0.5, points0.shape)
+    points1[right:] = rng.uniform(0, 1, (wrong, 2)) * [SIZE[1], SIZE[0]]
+    return points0, points1, rng.uniform(0.2, 1, right + wrong)
+
+
+@pytest.mark.parametrize(("size", "degrees"), [(1.0, 0), (0.3, 100), (0.7, 250), (0.5, 359)])
+def test_a_planted_similarity_is_found_among_wrong_matches(size: float, degrees: float) -> None:
+    factor = cmath.rect(size, math.radians(degrees))
+    shift = 80 + 60j - factor * (80 + 60j)
+    points0, points1, scores = planted(factor, shift, seed=3)
+    found = find_similarity(points0, points1, scores, SIZE, SIZE)
+    assert found is not None
+    assert found.inliers[:40].mean() > 0.95
+    assert abs(found.factor - factor) < 0.1 * size
+    turn = (found.degrees - degrees + 180) % 360 - 180
+    assert abs(turn) < 5
+    assert found.support == pytest.approx(scores[found.inliers].sum())
+
+
+def test_matches_that_allow_no_similarity() -> None:
+    nothing = np.zeros((0, 2))
+    assert find_similarity(nothing, nothing, np.zeros(0), SIZE, SIZE) is None
+    same = np.full((9, 2), 5.0)
+    assert find_similarity(same, same, np.ones(9), SIZE, SIZE) is None
+    spread = np.random.default_rng(0).uniform(0, 100, (9, 2))
+    assert find_similarity(spread, same, np.ones(9), SIZE, SIZE) is None
+
+
+def test_common_parts_are_what_the_other_image_shows() -> None:
+    """Image 1 shows the right half of image 0 twice as large."""
+    points0, points1, scores = planted(2 + 0j, -160 - 60j, seed=1, wrong=0)
+    seen = ((points1 >= 0) & (points1 < [SIZE[1], SIZE[0]])).all(1)
+    points0, points1, scores = points0[seen], points1[seen], scores[seen]
+    found = find_similarity(points0, points1, scores, SIZE, SIZE)
+    assert found is not None
+    part0, part1 = common_parts(found, points0, points1, SIZE, SIZE, margin=0.0)
+    assert part1 == (0, 0, SIZE[1], SIZE[0])
+    # Eight pixels of room on each side.
+    assert np.abs(np.array(part0) - [72, 22, 160, 98]).max() <= 6
+
+
+def zoomed_pair(image: Image.Image, zoom: float, degrees: float):
+    """A part of a photograph, turned and enlarged, and the map from the photograph to it."""
+    width, height = image.width, image.height
+    angle = math.radians(degrees)
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]) / zoom
+    centre = np.array([width - 1, height - 1]) / 2
+    offset = centre - rotation @ centre
+    # Pillow's points lie half a pixel further.
+    shifted = offset + 0.5 - rotation @ np.array([0.5, 0.5])
+    matrix = (*rotation[0], shifted[0], *rotation[1], shifted[1])
+    part = image.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    return part, lambda points: (points - offset) @ np.linalg.inv(rotation).T
+
+
+@pytest.mark.parametrize(("zoom", "degrees"), [(1, 60), (1, 180), (2, 0), (2, 130), (3.3, 250)])
+def test_photographs_match_at_any_scale_and_whichever_way_up(
+    matcher: Matcher, assets, zoom: float, degrees: float
+) -> None:
+    image = Image.open(assets / "motorcycle_left.png").convert("RGB")
+    part, forward = zoomed_pair(image, zoom, degrees)
+    result = matcher.match(image, part)
+    error = np.linalg.norm(forward(result.points0) - result.points1, axis=1)
+    assert (error < 3 * zoom).sum() > 80
+    assert (error < 3 * zoom).mean() > 0.8
+    assert abs((result.rotation + degrees + 180) % 360 - 180) < 12
+    assert result.zoom == pytest.approx(1 / zoom, rel=0.2)
+    assert result.match_probability > 0.9
+    swapped = matcher.match(part, image)
+    assert abs((swapped.rotation - degrees + 180) % 360 - 180) < 12
+    assert swapped.zoom == pytest.approx(zoom, rel=0.2)
+
+
+def test_images_that_match_as_they_are_are_looked_at_once(matcher: Matcher, assets, monkeypatch) -> None:
+    pair = [assets / f"motorcycle_{side}.png" for side in ("left", "right")]
+    plain = matcher.match(*pair, rotate=0, zoom=1)
+    seen: list[torch.Size] = []
+    extract = matcher.model.extract
+    monkeypatch.setattr(
+        matcher.model, "extract", lambda image, **more: (seen.append(image.shape), extract(image, **more))[1]
+    )
+    result = matcher.match(*pair)
+    assert len(seen) == 2
+    assert (result.rotation, result.zoom) == (0, 1)
+    np.testing.assert_array_equal(result.points0, plain.points0)
+    np.testing.assert_array_equal(result.points1, plain.points1)
+
+
+def test_known_features_are_not_computed_again(matcher: Matcher, assets, monkeypatch) -> None:
+    image = Image.open(assets / "motorcycle_left.png").convert("RGB")
+    turned = image.transpose(Image.Transpose.ROTATE_180)
+    features = matcher.extract(image), matcher.extract(turned)
+    with pytest.raises(keyglue.InputError, match=r"image 1 .*\(240, 320\)"):
+        matcher.match(image, image.resize((320, 240)), features=features)
+    expected = matcher.match(image, turned)
+    assert expected.rotation == 180
+    seen: list[torch.Size] = []
+    extract = matcher.model.extract
+    monkeypatch.setattr(
+        matcher.model, "extract", lambda image, **more: (seen.append(image.shape), extract(image, **more))[1]
+    )
+    assert len(matcher.match(image, image, features=(features[0], features[0]))) > 900
+    assert not seen
+    result = matcher.match(image, turned, features=features)
+    np.testing.assert_array_equal(result.points1, expected.points1)
+    assert result.rotation == 180
+
+
+def test_photographs_of_nothing_in_common_do_not_match_in_any_view(matcher: Matcher, assets) -> None:
+    result = matcher.match(assets / "coffee.png", assets / "chelsea.png")
+    assert len(result) < 5
+    assert result.match_probability < 0.5
+    assert (result.rotation, result.zoom) == (0, 1)
+
+
+def test_a_model_without_calibration_searches_too(assets) -> None:
+    matcher = Matcher.from_pretrained(device="cpu", match_probability=None)
+    image = Image.open(assets / "motorcycle_left.png").convert("RGB")
+    turned = image.transpose(Image.Transpose.ROTATE_180)
+    result = matcher.match(image, turned)
+    assert result.rotation == 180
+    assert result.match_probability is None
+    assert len(result) > 400
+    assert keyglue.match(image, image, model=matcher).rotation == 0
