@@ -2,7 +2,8 @@
 
 Descriptors hold to some 45 degrees of rotation and a factor of 1.5 in size. So images are first matched as they are.
 Where they then do not seem to show the same, turns and sizes are tried on small copies. What the two have in common is
-then cut out, brought to one size and the same way up, and matched again.
+then cut out, brought to one size and the same way up, and matched again. Where most matches agree on a plane that is
+seen from another side, image 1 is warped to look like image 0, and matched once more.
 """
 
 from __future__ import annotations
@@ -15,22 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from keyglue.base.devices import to_device
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features, Matches
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.probability import STRONG, match_probability
-from keyglue.pipelines.views import (
-    Float,
-    MaskedImage,
-    Similarity,
-    Size,
-    View,
-    common_parts,
-    find_similarity,
-)
+from keyglue.pipelines.alignment import Similarity, common_parts, deformations, find_plane, find_similarity
+from keyglue.pipelines.views import Float, MaskedImage, Prepare, Size, View, Warp
 
 # Long side of the copies on which turns and sizes are tried, which sizes, and how many of the best are looked into.
 _COPY = 640
@@ -46,6 +39,9 @@ _ALIKE_DEGREES, _ALIKE_ZOOM = 25.0, 1.4
 # Turns nearer than this to a quarter turn are one, which moves pixels without blurring them; sizes that differ by less
 # are one size.
 _SNAP_DEGREES, _SNAP_ZOOM = 8.0, 1.15
+# A plane is seen from much the same side where the derivative of one view by the other differs less than this from the
+# identity (a turn by 8 degrees, or a size that differs by 15 %).
+_STRAIGHT = 0.2
 # How many times larger than it is a part may be shown.
 _LARGEST = 2.0
 
@@ -53,7 +49,7 @@ _LARGEST = 2.0
 class Look(NamedTuple):
     """An image as the model saw it: the view, and Features in pixels of that view."""
 
-    view: View
+    view: View | Warp
     features: Features
 
     @property
@@ -69,6 +65,7 @@ class Outcome(NamedTuple):
         look0: Image 0.
         look1: Image 1.
         matches: What matched.
+        degrees: How far image 1 was turned counter-clockwise.
         zoom: How many times larger things were taken to be in image 0 than in image 1, with both at the size at which
             the model sees whole images.
         milliseconds: Time of "describe" and "match", of all that was tried.
@@ -77,13 +74,9 @@ class Outcome(NamedTuple):
     look0: Look
     look1: Look
     matches: Matches
+    degrees: float
     zoom: float
     milliseconds: dict[str, float]
-
-    @property
-    def degrees(self) -> float:
-        """How far image 1 was turned counter-clockwise."""
-        return self.look1.view.degrees
 
     @property
     def points(self) -> tuple[Float, Float]:
@@ -112,7 +105,7 @@ class ViewSearch:
     def __init__(
         self,
         model: LightGlueForKeypointMatching,
-        prepare: Callable[[Tensor, Size], Tensor],
+        prepare: Prepare,
         seen_size: Callable[[Size], Size],
         *,
         degrees: float | None = None,
@@ -147,22 +140,21 @@ class ViewSearch:
                         f"image {number} is seen with height and width {look.view.size}, but its features are of an "
                         f"image of {look.features.image_size}. Give those that extract returned for it."
                     )
-        plain = self._match(looks, zoom)
+        plain = self._match(looks, degrees, zoom)
         if self.degrees is not None and self.zoom is not None:
             return plain
         sure = self._sure(plain)
+        best = plain
         similarity = _agreement(plain, images) if sure else None
-        points = plain.points
-        if similarity is None:
-            found = self._try_out(images)
-            if found is None:
-                return plain
-            similarity, points = found
-        elif self._alike(similarity, plain):
-            return plain
-        closer = self._closer(images, similarity, points)
-        better = self._sure(closer) >= sure and closer.support > plain.support
-        return (closer if better else plain)._replace(milliseconds=self._spent)
+        found = (similarity, plain.points) if similarity is not None else self._try_out(images)
+        if found is not None and not (sure and self._alike(images, found[0], plain)):
+            best = self._better(plain, self._closer(images, *found))
+        warped = self._warped(images, best)
+        return best if warped is None else self._better(best, warped)
+
+    def _better(self, first: Outcome, second: Outcome) -> Outcome:
+        improved = self._sure(second) >= self._sure(first) and second.support > first.support
+        return second if improved else first
 
     def _whole(
         self, images: tuple[MaskedImage, MaskedImage], zoom: float, degrees: float, longest: float = math.inf
@@ -175,20 +167,20 @@ class ViewSearch:
             View.whole(images[1].size, _shrunk(sizes[1], max(1 / zoom, 1.0)), degrees),
         )
 
-    def _look(self, image: MaskedImage, view: View) -> Look:
+    def _look(self, image: MaskedImage, view: View | Warp) -> Look:
         start = time.perf_counter()
         pixels, mask = view.render(image, self._prepare)
         look = Look(view, self.model.extract(to_device(pixels, self.model.device), mask=mask))
         self._spent["describe"] += 1000 * (time.perf_counter() - start)
         return look
 
-    def _match(self, looks: Iterable[Look], zoom: float) -> Outcome:
+    def _match(self, looks: Iterable[Look], degrees: float, zoom: float) -> Outcome:
         look0, look1 = looks
         start = time.perf_counter()
         with torch.no_grad():
             matches = self.model.match_pairs([(look0.features, look1.features)])[0]
         self._spent["match"] += 1000 * (time.perf_counter() - start)
-        return Outcome(look0, look1, matches, zoom, self._spent)
+        return Outcome(look0, look1, matches, degrees, zoom, self._spent)
 
     def _sure(self, outcome: Outcome) -> bool:
         probability = match_probability(outcome.matches, self.model.config.match_probability)
@@ -210,7 +202,7 @@ class ViewSearch:
                     if (number, view) not in known:
                         known[number, view] = self._look(images[number], view)
                     looks.append(known[number, view])
-                tried.append(self._match(looks, zoom))
+                tried.append(self._match(looks, turn, zoom))
         tried.sort(key=lambda outcome: -outcome.support)
         best: tuple[Similarity, tuple[Float, Float]] | None = None
         for outcome in tried[:_CANDIDATES]:
@@ -219,10 +211,11 @@ class ViewSearch:
                 best = similarity, outcome.points
         return best
 
-    def _alike(self, similarity: Similarity, plain: Outcome) -> bool:
+    def _alike(self, images: tuple[MaskedImage, MaskedImage], similarity: Similarity, plain: Outcome) -> bool:
         """Tell whether two images matched at much the same size and the same way up."""
         turn = (similarity.degrees - plain.degrees + 180) % 360 - 180
-        larger = abs(similarity.factor) * plain.look1.view.scale / plain.look0.view.scale
+        view0, view1 = self._whole(images, plain.zoom, plain.degrees)
+        larger = abs(similarity.factor) * view1.scale / view0.scale
         turned = self.degrees is None and abs(turn) > _ALIKE_DEGREES
         return not turned and (self.zoom is not None or 1 / _ALIKE_ZOOM < larger < _ALIKE_ZOOM)
 
@@ -247,7 +240,27 @@ class ViewSearch:
             View(part=part, size=_part_size(part, scale), degrees=turn)
             for part, scale, turn in zip(parts, (scale0, scale0 * zoom / equal), (0.0, degrees), strict=True)
         ]
-        return self._match([self._look(*pair) for pair in zip(images, views, strict=True)], zoom)
+        return self._match([self._look(*pair) for pair in zip(images, views, strict=True)], degrees, zoom)
+
+    def _warped(self, images: tuple[MaskedImage, MaskedImage], found: Outcome) -> Outcome | None:
+        """Match once more with image 1 as it would look if the plane that it shows were seen from where image 0 is.
+
+        None where the matches agree on no plane, or where both images show it from much the same side.
+        """
+        view0, view1 = found.look0.view, found.look1.view
+        points0, points1 = found.points
+        scores = found.matches.scores.detach().cpu().double().numpy()
+        plane = find_plane(points0, points1, scores, images[1].size) if len(scores) >= _FEWEST else None
+        if plane is None or np.count_nonzero(plane[1]) < _FEWEST:
+            return None
+        H, inliers = plane
+        if not isinstance(view1, View) or not isinstance(view0, View):
+            return None
+        change = np.linalg.inv(view1.matrix[:2, :2]) @ deformations(H, points0[inliers]) @ view0.matrix[:2, :2]
+        if np.linalg.norm(change - np.eye(2), axis=(1, 2)).mean() < _STRAIGHT:
+            return None
+        warp = Warp(size=view0.size, homography=H @ view0.matrix)
+        return self._match([found.look0, self._look(images[1], warp)], found.degrees, found.zoom)
 
 
 def _agreement(outcome: Outcome, images: tuple[MaskedImage, MaskedImage]) -> Similarity | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from keyglue.images.coordinates import cosine_sine, resize_keypoints, turned_size, unturn_keypoints
+from keyglue.images.coordinates import resize_keypoints, turned_size, unturn_keypoints
 from keyglue.images.resize import resize_mask
+from keyglue.multiview.homography import warp_points
 
 Float = NDArray[np.float64]
-Complex = NDArray[np.complexfloating[Any, Any]]
 Size = tuple[int, int]
+Prepare = Callable[[Tensor, Size], Tensor]
 
-# Matches whose best ones every hypothesis is made of, and the shortest distance of two that make one, as a share of
-# the diagonal.
-_SEEDS, _SHORTEST = 40, 0.01
-# A similarity is only what all matches have in common roughly: largest error as a share of the diagonal.
-_TOLERANCE = 0.08
+# Keypoints nearer than this to where the image ends are none, as at the edges of an image.
+_BORDER = 4
 
 
 class MaskedImage(NamedTuple):
@@ -72,6 +70,12 @@ class View:
         left, top, right, bottom = self.part
         return math.sqrt(self.size[0] * self.size[1] / ((right - left) * (bottom - top)))
 
+    @property
+    def matrix(self) -> Float:
+        """(3, 3) affine map from pixels of the view to pixels of the image."""
+        origin, right, down = self.to_image(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        return np.array([[*row] for row in zip(right - origin, down - origin, origin, strict=True)] + [[0.0, 0.0, 1.0]])
+
     def to_image(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
         """Map points (N, 2) of the view to the image."""
         left, top, right, bottom = self.part
@@ -79,7 +83,7 @@ class View:
         resized = resize_keypoints(upright, self.size, (bottom - top, right - left))
         return resized + np.array([left, top], resized.dtype)
 
-    def render(self, image: MaskedImage, prepare: Callable[[Tensor, Size], Tensor]) -> tuple[Tensor, Tensor | None]:
+    def render(self, image: MaskedImage, prepare: Prepare) -> tuple[Tensor, Tensor | None]:
         """Return the pixels (C, h, w) of the view, and where keypoints are wanted (h, w), None for everywhere.
 
         Args:
@@ -97,132 +101,75 @@ class View:
             return pixels, None if mask is None else resize_mask(_rot90(mask, int(turns)), size)
         pixels = prepare(part, self.size)
         mask = None if mask is None else resize_mask(mask, self.size)
-        wanted = torch.ones(self.size, dtype=torch.bool) if mask is None else mask
-        pixels, inside = self._turn(pixels, "bilinear", "border"), self._turn(wanted[None].float(), "nearest", "zeros")
-        return pixels, inside[0] > 0.5
-
-    def _turn(self, image: Tensor, mode: str, outside: str) -> Tensor:
-        """Return an image (C, h, w) turned inside the smallest rectangle that holds it."""
         height, width = turned_size(self.size, self.degrees)
-        cosine, sine = cosine_sine(self.degrees)
-        # In grid_sample's coordinates edges lie at -1 and 1, so lengths are shares of half the sides.
-        tall, wide = self.size
-        theta = torch.tensor(
-            [[cosine * width / wide, -sine * height / wide, 0], [sine * width / tall, cosine * height / tall, 0]],
-            dtype=torch.float32,
-        )
-        grid = F.affine_grid(theta[None], [1, 1, height, width], align_corners=False).to(image.device)
-        return F.grid_sample(image[None], grid, mode=mode, padding_mode=outside, align_corners=False)[0]
+        points = unturn_keypoints(_pixel_grid((height, width)), self.degrees, self.size)
+        return _sampled(pixels, mask, points, (height, width))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Warp:
+    """An image as it would look if it showed a plane like the other one does.
+
+    Attributes:
+        size: Height and width of the view.
+        homography: (3, 3) from pixels of the view to pixels of the image.
+    """
+
+    size: Size
+    homography: Float
+
+    def to_image(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Map points (N, 2) of the view to the image."""
+        return warp_points(self.homography, points)
+
+    def render(self, image: MaskedImage, prepare: Prepare) -> tuple[Tensor, Tensor | None]:
+        """Return pixels and mask as ``View.render`` does."""
+        grid = _pixel_grid(self.size).double().numpy()
+        depth = grid @ self.homography[2, :2] + self.homography[2, 2]
+        points = np.where((depth > 1e-9)[:, None], self.to_image(grid), np.inf)
+        height, width = image.size
+        inside = ((points > -0.5) & (points < [width - 0.5, height - 0.5])).all(axis=1)
+        if not inside.any():
+            return torch.zeros(1, *self.size).expand(3, -1, -1), torch.zeros(self.size, dtype=torch.bool)
+        # Only what the view shows is prepared, and no larger than it is shown, so that it is not undersampled.
+        low, high = np.floor(points[inside].min(axis=0)), np.ceil(points[inside].max(axis=0))
+        shrink = max(1.0, math.sqrt(np.prod(high - low + 1) / np.count_nonzero(inside)))
+        low = np.maximum(low - _BORDER * shrink, 0).astype(int)
+        high = np.minimum(high + _BORDER * shrink + 1, [width, height]).astype(int)
+        part = (max(1, round((high[1] - low[1]) / shrink)), max(1, round((high[0] - low[0]) / shrink)))
+        pixels = prepare(image.pixels[:, low[1] : high[1], low[0] : high[0]], part)
+        mask = None if image.mask is None else resize_mask(image.mask[low[1] : high[1], low[0] : high[0]], part)
+        seen = resize_keypoints(points - low, (high[1] - low[1], high[0] - low[0]), part)
+        return _sampled(pixels, mask, torch.from_numpy(np.clip(seen, -1e6, 1e6)).float(), self.size)
+
+
+def _pixel_grid(size: Size) -> Tensor:
+    """Return x and y of all pixels, (h w, 2), row by row."""
+    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    return torch.stack([columns, rows], dim=-1).reshape(-1, 2).float()
+
+
+def _sampled(pixels: Tensor, mask: Tensor | None, points: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """Return an image (C, height, width) of what an image (C, h, w) shows at points, and where that is wanted.
+
+    Args:
+        pixels: The image to look at.
+        mask: (h, w) booleans, true where keypoints are wanted; None for everywhere.
+        points: (height width, 2) where to look, row by row.
+        size: Height and width of the result.
+    """
+    extent = points.new_tensor([pixels.shape[2], pixels.shape[1]])
+    grid = ((2 * points + 1) / extent - 1).reshape(1, *size, 2).to(pixels.device)
+    seen = F.grid_sample(pixels[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    inside = ((points > -0.5) & (points < extent - 0.5)).all(dim=-1).reshape(size)
+    # Smeared edges are no keypoints.
+    wanted = F.max_pool2d((~inside[None]).float(), 2 * _BORDER + 1, stride=1, padding=_BORDER)[0] == 0
+    if mask is not None:
+        x, y = points.round().long().unbind(-1)
+        at = mask[y.clamp(0, mask.shape[0] - 1), x.clamp(0, mask.shape[1] - 1)].reshape(size)
+        wanted &= at
+    return seen, wanted
 
 
 def _rot90(image: Tensor, turns: int) -> Tensor:
     return torch.rot90(image, turns, (-2, -1)) if turns % 4 else image
-
-
-class Similarity(NamedTuple):
-    """Roughly where things of image 0 are in image 1: x1 = factor x0 + shift, with points x + iy.
-
-    Args:
-        factor: How much larger things are in image 1, and how far turned (clockwise, because y points down).
-        shift: In pixels of image 1.
-        inliers: (S,) booleans, the matches that agree.
-        support: Sum of their scores.
-    """
-
-    factor: complex
-    shift: complex
-    inliers: NDArray[np.bool_]
-    support: float
-
-    @property
-    def degrees(self) -> float:
-        """How far image 1 has to be turned counter-clockwise to be the same way up as image 0, from 0 to 360."""
-        return math.degrees(np.angle(self.factor)) % 360
-
-
-def find_similarity(points0: Float, points1: Float, scores: Float, size0: Size, size1: Size) -> Similarity | None:
-    """Return the similarity that most matches roughly agree with: the images need not be planes, or the same scale.
-
-    All pairs of the best matches are tried, so the same matches always give the same answer.
-
-    Args:
-        points0: (S, 2) matched points of image 0.
-        points1: (S, 2) where they are in image 1.
-        scores: (S,) scores of the matches.
-        size0: Height and width of image 0.
-        size1: Height and width of image 1.
-
-    Returns:
-        The similarity, or None where the matches allow none.
-    """
-    from0, to1 = _complex(points0), _complex(points1)
-    diagonal0, diagonal1 = math.hypot(*size0), math.hypot(*size1)
-    best = np.argsort(-scores, kind="stable")[:_SEEDS]
-    first, second = (best[index] for index in np.triu_indices(len(best), 1))
-    span0, span1 = from0[first] - from0[second], to1[first] - to1[second]
-    apart = (np.abs(span0) > _SHORTEST * diagonal0) & (np.abs(span1) > _SHORTEST * diagonal1)
-    first, span0, span1 = first[apart], span0[apart], span1[apart]
-    if not len(first):
-        return None
-    factors = span1 / span0
-    shifts = to1[first] - factors * from0[first]
-
-    def agreeing(factors: Complex, shifts: Complex) -> NDArray[np.bool_]:
-        error = np.abs(factors[:, None] * from0 + shifts[:, None] - to1)
-        near = error < _TOLERANCE * diagonal1
-        return near & (error < _TOLERANCE * diagonal0 * np.abs(factors)[:, None])
-
-    inliers = agreeing(factors, shifts)
-    winner = int((inliers @ scores).argmax())
-    factor, shift, inside = complex(factors[winner]), complex(shifts[winner]), inliers[winner]
-    for _ in range(3):  # least squares on those that agree
-        weights = scores * inside
-        if np.count_nonzero(weights) < 2:
-            return None
-        centre0, centre1 = (weights @ points / weights.sum() for points in (from0, to1))
-        spread = weights @ np.abs(from0 - centre0) ** 2
-        if spread <= 0:
-            return None
-        factor = complex(weights @ ((to1 - centre1) * (from0 - centre0).conj()) / spread)
-        shift = complex(centre1 - factor * centre0)
-        if factor == 0:
-            return None
-        inside = agreeing(np.array([factor]), np.array([shift]))[0]
-    return Similarity(factor, shift, inside, float(scores @ inside))
-
-
-def _complex(points: Float) -> Complex:
-    return points[:, 0] + 1j * points[:, 1]
-
-
-def common_parts(
-    similarity: Similarity, points0: Float, points1: Float, size0: Size, size1: Size, margin: float = 0.1
-) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-    """Return the part of each image that the other one shows too, as ``View.part`` takes it.
-
-    Args:
-        similarity: Where things of image 0 are in image 1.
-        points0: (S, 2) matched points of image 0.
-        points1: (S, 2) where they are in image 1.
-        size0: Height and width of image 0.
-        size1: Height and width of image 1.
-        margin: What is added on each side, as a share of the part's sides.
-    """
-    factor, shift, inliers, _ = similarity
-
-    def corners(size: Size) -> Complex:
-        height, width = size
-        return np.array([0, width, width + 1j * height, 1j * height]) - 0.5 - 0.5j
-
-    def box(there: Complex, matched: Float, size: Size) -> tuple[int, int, int, int]:
-        extent = np.array([size[1], size[0]])
-        # What the similarity says the other image shows, and where matches are in any case.
-        shown = np.clip(np.c_[there.real, there.imag], -0.5, extent - 0.5)
-        low = np.minimum(shown.min(0), matched.min(0))
-        high = np.maximum(shown.max(0), matched.max(0))
-        room = margin * (high - low) + 8
-        low, high = np.maximum(np.floor(low - room), 0), np.minimum(np.ceil(high + room), extent)
-        return int(low[0]), int(low[1]), int(high[0]), int(high[1])
-
-    part0 = box((corners(size1) - shift) / factor, points0[inliers], size0)
-    return part0, box(corners(size0) * factor + shift, points1[inliers], size1)

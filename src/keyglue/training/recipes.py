@@ -100,7 +100,7 @@ def lightglue_3d(size: Size = "small") -> Recipe:
             config=matcher_config(size),
             pairs=16,
             keypoints=(128, 640),
-            views=ViewSettings(size=(240, 320), max_angle=60.0, zoom=2.5),
+            views=ViewSettings(size=(240, 320), max_angle=40.0, zoom=2.0),
             light=_STRONG_LIGHT,
             scenes=0.2,
             rooms=0.4,
