@@ -8,6 +8,7 @@ seen from another side, image 1 is warped to look like image 0, and matched once
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -112,6 +113,8 @@ class ViewSearch:
         zoom: float | None = None,
     ) -> None:
         self.model, self._prepare, self._seen_size = model, prepare, seen_size
+        self._thorough = copy.copy(model)  # shares the weights
+        self._thorough.config = model.config.replace(depth_confidence=-1.0, width_confidence=-1.0)
         self.degrees, self.zoom = degrees, zoom
         self._spent = {"describe": 0.0, "match": 0.0}
 
@@ -144,9 +147,12 @@ class ViewSearch:
         if self.degrees is not None and self.zoom is not None:
             return plain
         sure = self._sure(plain)
+        if not sure:
+            # Early layers leave false matches between images that show nothing in common; later ones drop them.
+            plain = self._match(looks, degrees, zoom, self._thorough)
         best = plain
         similarity = _agreement(plain, images) if sure else None
-        found = (similarity, plain.points) if similarity is not None else self._try_out(images)
+        found = (similarity, plain.points) if similarity is not None else self._try_out(images, looks)
         if found is not None and not (sure and self._alike(images, found[0], plain)):
             best = self._better(plain, self._closer(images, *found))
         warped = self._warped(images, best)
@@ -174,11 +180,13 @@ class ViewSearch:
         self._spent["describe"] += 1000 * (time.perf_counter() - start)
         return look
 
-    def _match(self, looks: Iterable[Look], degrees: float, zoom: float) -> Outcome:
+    def _match(
+        self, looks: Iterable[Look], degrees: float, zoom: float, model: LightGlueForKeypointMatching | None = None
+    ) -> Outcome:
         look0, look1 = looks
         start = time.perf_counter()
         with torch.no_grad():
-            matches = self.model.match_pairs([(look0.features, look1.features)])[0]
+            matches = (model or self.model).match_pairs([(look0.features, look1.features)])[0]
         self._spent["match"] += 1000 * (time.perf_counter() - start)
         return Outcome(look0, look1, matches, degrees, zoom, self._spent)
 
@@ -189,20 +197,25 @@ class ViewSearch:
         strong = int((outcome.matches.matching_scores0 > STRONG).sum())
         return strong > _SURE_SHARE * min(len(outcome.look0.features), len(outcome.look1.features))
 
-    def _try_out(self, images: tuple[MaskedImage, MaskedImage]) -> tuple[Similarity, tuple[Float, Float]] | None:
-        """Return the similarity that most matches agree on, and the matches, of all turns and sizes of small copies."""
+    def _try_out(
+        self, images: tuple[MaskedImage, MaskedImage], looks: Iterable[Look]
+    ) -> tuple[Similarity, tuple[Float, Float]] | None:
+        """Return the similarity that most matches agree on, and the matches, of all turns and sizes of small copies.
+
+        The looks at the images as they are need not be repeated.
+        """
         zooms = _ZOOMS if self.zoom is None else (self.zoom,)
         turns = _TURNS if self.degrees is None else (self.degrees,)
-        known: dict[tuple[int, View], Look] = {}
+        known = {(number, look.view): look for number, look in enumerate(looks)}
         tried: list[Outcome] = []
         for turn in turns:
             for zoom in zooms:
-                looks: list[Look] = []
+                pair: list[Look] = []
                 for number, view in enumerate(self._whole(images, zoom, turn, _COPY)):
                     if (number, view) not in known:
                         known[number, view] = self._look(images[number], view)
-                    looks.append(known[number, view])
-                tried.append(self._match(looks, turn, zoom))
+                    pair.append(known[number, view])
+                tried.append(self._match(pair, turn, zoom))
         tried.sort(key=lambda outcome: -outcome.support)
         best: tuple[Similarity, tuple[Float, Float]] | None = None
         for outcome in tried[:_CANDIDATES]:
