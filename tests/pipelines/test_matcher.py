@@ -56,13 +56,13 @@ def test_golden_stereo_pair(assets, stereo):
 
 
 def test_golden_turned_and_zoomed(assets):
-    """The astronaut turned by 30 degrees and scaled by 1.5: 86 % within 3 px with the bundled weights."""
+    """The astronaut turned by 30 degrees and scaled by 1.5: 693 matches, 94 % within 3 px with the bundled weights."""
     image = Image.open(assets / "astronaut.png").convert("RGB")
     turned, forward = turned_and_zoomed(image, 30, 1.5)
     result = keyglue.match(image, turned)
     errors = np.linalg.norm(forward(result.points0) - result.points1, axis=1)
-    assert len(result) > 300
-    assert (errors < 3).mean() > 0.82
+    assert len(result) > 600
+    assert (errors < 3).mean() > 0.9
 
 
 def turned_and_zoomed(image, degrees, scale):
