@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from keyglue.images.coordinates import pixel_grid
 from keyglue.keypoints.refinement import det_hessian
 from keyglue.training.detections import (
     CellLabels,
@@ -16,7 +17,6 @@ from keyglue.training.detections import (
     repeated,
     visible,
 )
-from keyglue.training.homographies import pixel_grid
 
 SIZE = (64, 96)
 EVERYWHERE = torch.ones(1, *SIZE, dtype=torch.bool)

@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from keyglue.base.errors import InputError
+from keyglue.images.coordinates import pixel_grid
 from keyglue.keypoints.superpoint import SuperPointForKeypointDetection
 from keyglue.matching.lightglue.loss import check_labels
 from keyglue.matching.nearest_neighbor import match_nearest
 from keyglue.training.geometry import project_by_depth
-from keyglue.training.homographies import pixel_grid
 from keyglue.training.photometric import PhotometricSettings
 from keyglue.training.photos import Photos, load_photos
 from keyglue.training.rooms import Rectangles, RoomSettings, random_room, render

@@ -163,6 +163,14 @@ def unturn_keypoints(keypoints: Points, degrees: float, size: tuple[int, int]) -
     return _turned(keypoints, -degrees, turned_size(size, degrees), size)
 
 
+def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """Return x and y of all pixels, (h w, 2) float32, row by row."""
+    rows, columns = torch.meshgrid(
+        torch.arange(size[0], device=device), torch.arange(size[1], device=device), indexing="ij"
+    )
+    return torch.stack([columns, rows], dim=-1).reshape(-1, 2).float()
+
+
 def _turned(keypoints: Points, degrees: float, from_size: tuple[int, int], to_size: tuple[int, int]) -> Points:
     points = _floating(keypoints)
     cosine, sine = cosine_sine(degrees)

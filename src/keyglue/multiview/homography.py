@@ -14,6 +14,8 @@ from keyglue.multiview.arrays import Array, as_array, as_pairs, homogeneous
 
 # Below this ratio of singular values the equations do not determine the eight unknowns.
 _RANK_TOLERANCE = 1e-6
+# Condition, in units of pixels, from which on three of four points are as good as on a line.
+_WORST_CONDITION = 1e12
 
 
 def dlt_homography(points0: Any, points1: Any, weights: Any = None) -> Array | None:
@@ -60,6 +62,27 @@ def dlt_homography(points0: Any, points1: Any, weights: Any = None) -> Array | N
         return None
     solution = np.linalg.solve(scale1, right[8].reshape(3, 3) @ scale0)
     return normalise_matrix(solution)
+
+
+def homography_from_corners(source: Array, target: Array) -> Array:
+    """Return the homographies (..., 3, 3) that map four points exactly, with H[2, 2] = 1; NaN where there is none.
+
+    Args:
+        source: (4, 2) or (..., 4, 2) points.
+        target: (..., 4, 2) where they go.
+    """
+    x, y = np.moveaxis(np.broadcast_to(source, target.shape), -1, 0)
+    u, v = np.moveaxis(target, -1, 0)
+    one, zero = np.ones_like(x), np.zeros_like(x)
+    rows_u = np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], axis=-1)
+    rows_v = np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], axis=-1)
+    rows = np.concatenate([rows_u, rows_v], axis=-2)
+    right = np.concatenate([u, v], axis=-1)[..., None]
+    regular = np.linalg.cond(rows) < _WORST_CONDITION
+    found = np.full((*regular.shape, 9), np.nan)
+    found[regular, :8] = np.linalg.solve(rows[regular], right[regular])[..., 0]
+    found[regular, 8] = 1
+    return found.reshape(*regular.shape, 3, 3)
 
 
 def warp_points(H: Any, points: Any) -> Array:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from keyglue.multiview.homography import dlt_homography, transfer_error, warp_points
+from keyglue.multiview.homography import dlt_homography, homography_from_corners, transfer_error, warp_points
 from keyglue.pipelines.views import Float, Size
 
 Complex = NDArray[np.complexfloating[Any, Any]]
@@ -24,8 +24,6 @@ _TOLERANCE = 0.08
 # The same for a homography, the number of samples of four matches that are tried, and the smallest share of the scores
 # that has to agree.
 _PLANE_TOLERANCE, _SAMPLES, _PLANE_SHARE = 0.012, 500, 0.5
-# Condition, in units of pixels, from which on four points are as good as on a line.
-_WORST_CONDITION = 1e12
 
 
 class Similarity(NamedTuple):
@@ -158,11 +156,11 @@ def find_plane(points0: Float, points1: Float, scores: Float, size1: Size) -> tu
     # The four largest of perturbed logarithms are four matches drawn without replacement, the sure ones more often.
     lots = np.log(chance) + np.random.default_rng(0).gumbel(size=(_SAMPLES, len(scores)))
     samples = np.argpartition(-lots, 3, axis=1)[:, :4]
-    matrices = _exact_homographies(points0[samples], points1[samples])
-    mapped = np.einsum("kij,sj->ksi", matrices, np.c_[points0, np.ones(len(points0))])
+    matrices = homography_from_corners(points0[samples], points1[samples])
+    x, y, depth = np.moveaxis(matrices @ np.c_[points0, np.ones(len(points0))].T, 1, 0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        errors = np.linalg.norm(mapped[..., :2] / mapped[..., 2:] - points1, axis=2)
-    agreeing = errors < tolerance  # false where a sample gave no homography
+        squares = (x / depth - points1[:, 0]) ** 2 + (y / depth - points1[:, 1]) ** 2
+        agreeing = squares < tolerance**2  # false where a sample gave no homography
     best = agreeing[int((agreeing @ scores).argmax())]
     H = None
     for _ in range(3):
@@ -171,24 +169,6 @@ def find_plane(points0: Float, points1: Float, scores: Float, size1: Size) -> tu
             return None
         best = transfer_error(H, points0, points1) < tolerance
     return None if H is None or scores @ best < _PLANE_SHARE * scores.sum() else (H, best)
-
-
-def _exact_homographies(points0: Float, points1: Float) -> Float:
-    """Return the homographies (K, 3, 3) that map four points (K, 4, 2) exactly; NaN where there is none."""
-    x, y, u, v = *np.moveaxis(points0, -1, 0), *np.moveaxis(points1, -1, 0)
-    one, zero = np.ones_like(x), np.zeros_like(x)
-    rows = np.concatenate(
-        [
-            np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], axis=-1),
-            np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], axis=-1),
-        ],
-        axis=1,
-    )
-    regular = np.linalg.cond(rows) < _WORST_CONDITION
-    matrices = np.full((len(rows), 9), np.nan)
-    matrices[regular, :8] = np.linalg.solve(rows[regular], np.concatenate([u, v], axis=1)[regular, :, None])[..., 0]
-    matrices[regular, 8] = 1
-    return matrices.reshape(-1, 3, 3)
 
 
 def deformations(H: Float, points: Float) -> Float:

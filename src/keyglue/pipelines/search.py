@@ -8,14 +8,12 @@ seen from another side, image 1 is warped to look like image 0, and matched once
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from keyglue.base.devices import to_device
@@ -24,7 +22,7 @@ from keyglue.base.types import Features, Matches
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.probability import STRONG, match_probability
 from keyglue.pipelines.alignment import Similarity, common_parts, deformations, find_plane, find_similarity
-from keyglue.pipelines.views import Float, MaskedImage, Prepare, Size, View, Warp
+from keyglue.pipelines.views import Float, MaskedImage, Prepare, Size, View, Warp, shrunk
 
 # Long side of the copies on which turns and sizes are tried, which sizes, and how many of the best are looked into.
 _COPY = 640
@@ -87,9 +85,57 @@ class Outcome(NamedTuple):
         return points0.astype(np.float64), points1.astype(np.float64)
 
     @property
+    def scores(self) -> Float:
+        """(S,) scores of the matches."""
+        return self.matches.scores.detach().cpu().double().numpy()
+
+    @property
     def support(self) -> float:
         """Sum of the matches' scores."""
         return float(self.matches.scores.sum())
+
+
+class _Pair:
+    """Two images and how they have been looked at: no view is described twice.
+
+    Args:
+        model: Detector and matcher.
+        prepare: As for ``ViewSearch``.
+        images: The images.
+    """
+
+    def __init__(
+        self, model: LightGlueForKeypointMatching, prepare: Prepare, images: tuple[MaskedImage, MaskedImage]
+    ) -> None:
+        self.model, self.images, self._prepare = model, images, prepare
+        self.known: dict[tuple[int, View | Warp], Features] = {}
+        self._spent = {"describe": 0.0, "match": 0.0}
+
+    def match(
+        self, view0: View, view1: View | Warp, degrees: float, zoom: float, *, all_layers: bool = False
+    ) -> Outcome:
+        """Match a view of image 0 with one of image 1."""
+        look0, look1 = self._look(0, view0), self._look(1, view1)
+        model = self.model.without_adaptivity() if all_layers else self.model
+        start = time.perf_counter()
+        matches = model.match(look0.features, look1.features)
+        self._spent["match"] += 1000 * (time.perf_counter() - start)
+        return Outcome(look0, look1, matches, degrees, zoom, self._spent)
+
+    def _look(self, number: int, view: View | Warp) -> Look:
+        if (number, view) not in self.known:
+            start = time.perf_counter()
+            pixels, mask = view.render(self.images[number], self._prepare)
+            self.known[number, view] = self.model.extract(to_device(pixels, self.model.device), mask=mask)
+            self._spent["describe"] += 1000 * (time.perf_counter() - start)
+        return Look(view, self.known[number, view])
+
+    def agreement(self, outcome: Outcome) -> Similarity | None:
+        """Return the similarity that enough of the matches agree on, if there is one."""
+        if len(outcome.scores) < _FEWEST:
+            return None
+        found = find_similarity(*outcome.points, outcome.scores, self.images[0].size, self.images[1].size)
+        return None if found is None or np.count_nonzero(found.inliers) < _FEWEST else found
 
 
 class ViewSearch:
@@ -113,10 +159,7 @@ class ViewSearch:
         zoom: float | None = None,
     ) -> None:
         self.model, self._prepare, self._seen_size = model, prepare, seen_size
-        self._thorough = copy.copy(model)  # shares the weights
-        self._thorough.config = model.config.replace(depth_confidence=-1.0, width_confidence=-1.0)
         self.degrees, self.zoom = degrees, zoom
-        self._spent = {"describe": 0.0, "match": 0.0}
 
     def run(self, image0: MaskedImage, image1: MaskedImage, known: tuple[Features, Features] | None = None) -> Outcome:
         """Match two images.
@@ -129,66 +172,44 @@ class ViewSearch:
         Raises:
             InputError: Known features are those of images of another size.
         """
-        self._spent = {"describe": 0.0, "match": 0.0}
-        images = (image0, image1)
+        pair = _Pair(self.model, self._prepare, (image0, image1))
+        for number, (view, features) in enumerate(zip(self._whole(pair, 1.0, 0.0), known or (), strict=False)):
+            if features.image_size != view.size:
+                raise InputError(
+                    f"image {number} is seen with height and width {view.size}, but its features are of an image of "
+                    f"{features.image_size}. Give those that extract returned for it."
+                )
+            pair.known[number, view] = features
         degrees, zoom = self.degrees or 0.0, self.zoom or 1.0
-        views = self._whole(images, zoom, degrees)
-        if known is None or degrees or zoom != 1:
-            looks = [self._look(*pair) for pair in zip(images, views, strict=True)]
-        else:
-            looks = [Look(view, features) for view, features in zip(views, known, strict=True)]
-            for number, look in enumerate(looks):
-                if look.features.image_size != look.view.size:
-                    raise InputError(
-                        f"image {number} is seen with height and width {look.view.size}, but its features are of an "
-                        f"image of {look.features.image_size}. Give those that extract returned for it."
-                    )
-        plain = self._match(looks, degrees, zoom)
+        views = self._whole(pair, zoom, degrees)
+        plain = pair.match(*views, degrees, zoom)
         if self.degrees is not None and self.zoom is not None:
             return plain
         sure = self._sure(plain)
         if not sure:
             # Early layers leave false matches between images that show nothing in common; later ones drop them.
-            plain = self._match(looks, degrees, zoom, self._thorough)
+            plain = pair.match(*views, degrees, zoom, all_layers=True)
         best = plain
-        similarity = _agreement(plain, images) if sure else None
-        found = (similarity, plain.points) if similarity is not None else self._try_out(images, looks)
-        if found is not None and not (sure and self._alike(images, found[0], plain)):
-            best = self._better(plain, self._closer(images, *found))
-        warped = self._warped(images, best)
+        similarity = pair.agreement(plain) if sure else None
+        found = (similarity, plain) if similarity is not None else self._try_out(pair)
+        if found is not None and not (sure and self._alike(pair, found[0], plain)):
+            best = self._better(plain, self._closer(pair, *found))
+        warped = self._warped(pair, best)
         return best if warped is None else self._better(best, warped)
 
     def _better(self, first: Outcome, second: Outcome) -> Outcome:
         improved = self._sure(second) >= self._sure(first) and second.support > first.support
         return second if improved else first
 
-    def _whole(
-        self, images: tuple[MaskedImage, MaskedImage], zoom: float, degrees: float, longest: float = math.inf
-    ) -> tuple[View, View]:
+    def _whole(self, pair: _Pair, zoom: float, degrees: float, longest: float = math.inf) -> tuple[View, View]:
         """Return views of the whole images, no longer than given, the one shrunk that shows things larger."""
-        seen = [self._seen_size(image.size) for image in images]
-        sizes = [_shrunk(size, max(1.0, max(size) / longest)) for size in seen]
+        image0, image1 = pair.images
+        seen = [self._seen_size(image.size) for image in pair.images]
+        sizes = [shrunk(size, max(1.0, max(size) / longest)) for size in seen]
         return (
-            View.whole(images[0].size, _shrunk(sizes[0], max(zoom, 1.0))),
-            View.whole(images[1].size, _shrunk(sizes[1], max(1 / zoom, 1.0)), degrees),
+            View.whole(image0.size, shrunk(sizes[0], max(zoom, 1.0))),
+            View.whole(image1.size, shrunk(sizes[1], max(1 / zoom, 1.0)), degrees),
         )
-
-    def _look(self, image: MaskedImage, view: View | Warp) -> Look:
-        start = time.perf_counter()
-        pixels, mask = view.render(image, self._prepare)
-        look = Look(view, self.model.extract(to_device(pixels, self.model.device), mask=mask))
-        self._spent["describe"] += 1000 * (time.perf_counter() - start)
-        return look
-
-    def _match(
-        self, looks: Iterable[Look], degrees: float, zoom: float, model: LightGlueForKeypointMatching | None = None
-    ) -> Outcome:
-        look0, look1 = looks
-        start = time.perf_counter()
-        with torch.no_grad():
-            matches = (model or self.model).match_pairs([(look0.features, look1.features)])[0]
-        self._spent["match"] += 1000 * (time.perf_counter() - start)
-        return Outcome(look0, look1, matches, degrees, zoom, self._spent)
 
     def _sure(self, outcome: Outcome) -> bool:
         probability = match_probability(outcome.matches, self.model.config.match_probability)
@@ -197,101 +218,65 @@ class ViewSearch:
         strong = int((outcome.matches.matching_scores0 > STRONG).sum())
         return strong > _SURE_SHARE * min(len(outcome.look0.features), len(outcome.look1.features))
 
-    def _try_out(
-        self, images: tuple[MaskedImage, MaskedImage], looks: Iterable[Look]
-    ) -> tuple[Similarity, tuple[Float, Float]] | None:
-        """Return the similarity that most matches agree on, and the matches, of all turns and sizes of small copies.
-
-        The looks at the images as they are need not be repeated.
-        """
+    def _try_out(self, pair: _Pair) -> tuple[Similarity, Outcome] | None:
+        """Try all turns and sizes on small copies; return the similarity that most matches agree on, and these."""
         zooms = _ZOOMS if self.zoom is None else (self.zoom,)
         turns = _TURNS if self.degrees is None else (self.degrees,)
-        known = {(number, look.view): look for number, look in enumerate(looks)}
-        tried: list[Outcome] = []
-        for turn in turns:
-            for zoom in zooms:
-                pair: list[Look] = []
-                for number, view in enumerate(self._whole(images, zoom, turn, _COPY)):
-                    if (number, view) not in known:
-                        known[number, view] = self._look(images[number], view)
-                    pair.append(known[number, view])
-                tried.append(self._match(pair, turn, zoom))
+        tried = [pair.match(*self._whole(pair, zoom, turn, _COPY), turn, zoom) for turn in turns for zoom in zooms]
         tried.sort(key=lambda outcome: -outcome.support)
-        best: tuple[Similarity, tuple[Float, Float]] | None = None
-        for outcome in tried[:_CANDIDATES]:
-            similarity = _agreement(outcome, images)
-            if similarity is not None and (best is None or similarity.support > best[0].support):
-                best = similarity, outcome.points
-        return best
+        agreed = [(pair.agreement(outcome), outcome) for outcome in tried[:_CANDIDATES]]
+        found = [(similarity, outcome) for similarity, outcome in agreed if similarity is not None]
+        return max(found, key=lambda candidate: candidate[0].support, default=None)
 
-    def _alike(self, images: tuple[MaskedImage, MaskedImage], similarity: Similarity, plain: Outcome) -> bool:
+    def _alike(self, pair: _Pair, similarity: Similarity, plain: Outcome) -> bool:
         """Tell whether two images matched at much the same size and the same way up."""
         turn = (similarity.degrees - plain.degrees + 180) % 360 - 180
-        view0, view1 = self._whole(images, plain.zoom, plain.degrees)
+        view0, view1 = self._whole(pair, plain.zoom, plain.degrees)
         larger = abs(similarity.factor) * view1.scale / view0.scale
         turned = self.degrees is None and abs(turn) > _ALIKE_DEGREES
         return not turned and (self.zoom is not None or 1 / _ALIKE_ZOOM < larger < _ALIKE_ZOOM)
 
-    def _closer(
-        self, images: tuple[MaskedImage, MaskedImage], similarity: Similarity, points: tuple[Float, Float]
-    ) -> Outcome:
+    def _closer(self, pair: _Pair, similarity: Similarity, found: Outcome) -> Outcome:
         """Match what two images have in common at one size and the same way up."""
-        whole = self._whole(images, 1.0, 0.0)
+        whole = self._whole(pair, 1.0, 0.0)
         equal = whole[0].scale / whole[1].scale  # of things that the model sees at one size in whole images
         zoom = equal / abs(similarity.factor) if self.zoom is None else self.zoom
         if 1 / _SNAP_ZOOM < zoom < _SNAP_ZOOM and self.zoom is None:
             zoom = 1.0
         degrees = _snapped(similarity.degrees) if self.degrees is None else self.degrees
-        parts = common_parts(similarity, *points, images[0].size, images[1].size)
+        parts = common_parts(similarity, *found.points, pair.images[0].size, pair.images[1].size)
         # As large as the model may see each part, and such that things are of one size in both.
         most: list[float] = []
         for part, view in zip(parts, whole, strict=True):
             room = max(view.size) / max(part[2] - part[0], part[3] - part[1])
             most.append(min(room, max(_LARGEST, view.scale)))
         scale0 = min(most[0], most[1] * equal / zoom)
-        views = [
-            View(part=part, size=_part_size(part, scale), degrees=turn)
-            for part, scale, turn in zip(parts, (scale0, scale0 * zoom / equal), (0.0, degrees), strict=True)
-        ]
-        return self._match([self._look(*pair) for pair in zip(images, views, strict=True)], degrees, zoom)
+        view0 = View(part=parts[0], size=_part_size(parts[0], scale0))
+        view1 = View(part=parts[1], size=_part_size(parts[1], scale0 * zoom / equal), degrees=degrees)
+        return pair.match(view0, view1, degrees, zoom)
 
-    def _warped(self, images: tuple[MaskedImage, MaskedImage], found: Outcome) -> Outcome | None:
+    def _warped(self, pair: _Pair, found: Outcome) -> Outcome | None:
         """Match once more with image 1 as it would look if the plane that it shows were seen from where image 0 is.
 
         None where the matches agree on no plane, or where both images show it from much the same side.
         """
         view0, view1 = found.look0.view, found.look1.view
+        if isinstance(view0, Warp) or isinstance(view1, Warp):
+            return None
         points0, points1 = found.points
-        scores = found.matches.scores.detach().cpu().double().numpy()
-        plane = find_plane(points0, points1, scores, images[1].size) if len(scores) >= _FEWEST else None
+        plane = find_plane(points0, points1, found.scores, pair.images[1].size) if len(points0) >= _FEWEST else None
         if plane is None or np.count_nonzero(plane[1]) < _FEWEST:
             return None
         H, inliers = plane
-        if not isinstance(view1, View) or not isinstance(view0, View):
-            return None
         change = np.linalg.inv(view1.matrix[:2, :2]) @ deformations(H, points0[inliers]) @ view0.matrix[:2, :2]
         if np.linalg.norm(change - np.eye(2), axis=(1, 2)).mean() < _STRAIGHT:
             return None
-        warp = Warp(size=view0.size, homography=H @ view0.matrix)
-        return self._match([found.look0, self._look(images[1], warp)], found.degrees, found.zoom)
-
-
-def _agreement(outcome: Outcome, images: tuple[MaskedImage, MaskedImage]) -> Similarity | None:
-    """Return the similarity that enough of the matches agree on, if there is one."""
-    scores = outcome.matches.scores.detach().cpu().double().numpy()
-    if len(scores) < _FEWEST:
-        return None
-    found = find_similarity(*outcome.points, scores, images[0].size, images[1].size)
-    return None if found is None or np.count_nonzero(found.inliers) < _FEWEST else found
+        return pair.match(view0, Warp(size=view0.size, homography=H @ view0.matrix), found.degrees, found.zoom)
 
 
 def _snapped(degrees: float) -> float:
     quarter = round(degrees / 90) * 90.0
     return quarter % 360 if abs(degrees - quarter) < _SNAP_DEGREES else degrees
-
-
-def _shrunk(size: Size, factor: float) -> Size:
-    return max(1, round(size[0] / factor)), max(1, round(size[1] / factor))
 
 
 def _part_size(part: tuple[int, int, int, int], scale: float) -> Size:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from keyglue.images.coordinates import resize_keypoints, turned_size, unturn_keypoints
+from keyglue.images.coordinates import pixel_grid, resize_keypoints, turned_size, unturn_keypoints
 from keyglue.images.resize import resize_mask
 from keyglue.multiview.homography import warp_points
 
@@ -43,6 +43,12 @@ class MaskedImage(NamedTuple):
     def size(self) -> Size:
         """Height and width."""
         return self.pixels.shape[1], self.pixels.shape[2]
+
+    def cut(self, part: tuple[int, int, int, int]) -> MaskedImage:
+        """Return what lies between a left, top, right and bottom edge."""
+        left, top, right, bottom = part
+        mask = None if self.mask is None else self.mask[top:bottom, left:right]
+        return MaskedImage(self.pixels[:, top:bottom, left:right], mask)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,20 +96,15 @@ class View:
             image: The image.
             prepare: Resizes pixels to a height and width, and does what else the model wants.
         """
-        left, top, right, bottom = self.part
-        part, mask = image.pixels[:, top:bottom, left:right], image.mask
-        if mask is not None:
-            mask = mask[top:bottom, left:right]
+        pixels, mask = image.cut(self.part)
+        size = turned_size(self.size, self.degrees)
         turns = self.degrees / 90
         if turns == int(turns):  # turned first, so that an image and its turned copy become the same pixels
-            size = turned_size(self.size, self.degrees)
-            pixels = prepare(_rot90(part, int(turns)), size)
+            pixels = prepare(_rot90(pixels, int(turns)), size)
             return pixels, None if mask is None else resize_mask(_rot90(mask, int(turns)), size)
-        pixels = prepare(part, self.size)
+        pixels = prepare(pixels, self.size)
         mask = None if mask is None else resize_mask(mask, self.size)
-        height, width = turned_size(self.size, self.degrees)
-        points = unturn_keypoints(_pixel_grid((height, width)), self.degrees, self.size)
-        return _sampled(pixels, mask, points, (height, width))
+        return _sampled(pixels, mask, unturn_keypoints(pixel_grid(size), self.degrees, self.size), size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,7 +125,7 @@ class Warp:
 
     def render(self, image: MaskedImage, prepare: Prepare) -> tuple[Tensor, Tensor | None]:
         """Return pixels and mask as ``View.render`` does."""
-        grid = _pixel_grid(self.size).double().numpy()
+        grid = pixel_grid(self.size).double().numpy()
         depth = grid @ self.homography[2, :2] + self.homography[2, 2]
         points = np.where((depth > 1e-9)[:, None], self.to_image(grid), np.inf)
         height, width = image.size
@@ -136,17 +137,17 @@ class Warp:
         shrink = max(1.0, math.sqrt(np.prod(high - low + 1) / np.count_nonzero(inside)))
         low = np.maximum(low - _BORDER * shrink, 0).astype(int)
         high = np.minimum(high + _BORDER * shrink + 1, [width, height]).astype(int)
-        part = (max(1, round((high[1] - low[1]) / shrink)), max(1, round((high[0] - low[0]) / shrink)))
-        pixels = prepare(image.pixels[:, low[1] : high[1], low[0] : high[0]], part)
-        mask = None if image.mask is None else resize_mask(image.mask[low[1] : high[1], low[0] : high[0]], part)
-        seen = resize_keypoints(points - low, (high[1] - low[1], high[0] - low[0]), part)
+        part = image.cut((low[0], low[1], high[0], high[1]))
+        size = shrunk(part.size, shrink)
+        pixels = prepare(part.pixels, size)
+        mask = None if part.mask is None else resize_mask(part.mask, size)
+        seen = resize_keypoints(points - low, part.size, size)
         return _sampled(pixels, mask, torch.from_numpy(np.clip(seen, -1e6, 1e6)).float(), self.size)
 
 
-def _pixel_grid(size: Size) -> Tensor:
-    """Return x and y of all pixels, (h w, 2), row by row."""
-    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
-    return torch.stack([columns, rows], dim=-1).reshape(-1, 2).float()
+def shrunk(size: Size, factor: float) -> Size:
+    """Return a height and width so many times smaller, at least one pixel."""
+    return max(1, round(size[0] / factor)), max(1, round(size[1] / factor))
 
 
 def _sampled(pixels: Tensor, mask: Tensor | None, points: Tensor, size: Size) -> tuple[Tensor, Tensor]:

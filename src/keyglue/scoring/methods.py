@@ -6,7 +6,6 @@ directions.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import math
@@ -125,9 +124,7 @@ def model_methods(
     views = ViewSearch(loaded, resize_image, lambda size: size)
     methods = [dataclasses.replace(one_view, name=name, views=views), one_view]
     if all_layers:
-        complete = copy.copy(loaded)  # shares the weights
-        complete.config = loaded.config.replace(depth_confidence=-1.0, width_confidence=-1.0)
-        methods.append(_lightglue(f"{name}, {ONE_VIEW}, all layers", complete, detector))
+        methods.append(_lightglue(f"{name}, {ONE_VIEW}, all layers", loaded.without_adaptivity(), detector))
     if baselines:
         methods.append(_nearest("mutual nearest", detector, None))
         reference = _nearest(f"mutual nearest, ratio {REFERENCE_RATIO}", detector, REFERENCE_RATIO)

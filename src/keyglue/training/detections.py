@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyglue.images.coordinates import pixel_grid
 from keyglue.keypoints.nms import suppress_non_maxima, window_maximum
 from keyglue.keypoints.refinement import vertices
 from keyglue.matching.lightglue.loss import IGNORE
-from keyglue.training.homographies import pixel_grid, warp
+from keyglue.training.homographies import warp
 
 CELL = 8
 

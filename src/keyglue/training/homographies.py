@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keyglue.images.coordinates import pixel_grid
+from keyglue.multiview.homography import homography_from_corners
 from keyglue.training.photos import Photos
 
 
@@ -88,29 +90,13 @@ def random_views(sizes: Tensor, views: int, settings: ViewSettings, generator: t
     least, most = -0.5 - low, photo[:, None] - 0.5 - high
     inside = torch.minimum(torch.maximum(centre, least), torch.maximum(most, least))
     centre = torch.where(over, centre + (uniform(count, views, 2) - 0.5) * 0.2 * region[:, None], inside)
-    return homography_from_corners(square * view - 0.5, quad + centre[:, :, None])
+    corners = quad + centre[:, :, None]
+    return torch.from_numpy(homography_from_corners((square * view - 0.5).numpy(), corners.numpy()))
 
 
 def _rotations(angles: Tensor) -> Tensor:
     cosine, sine = angles.cos(), angles.sin()
     return torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
-
-
-def homography_from_corners(source: Tensor, target: Tensor) -> Tensor:
-    """Return the homographies (..., 3, 3) that map four points exactly.
-
-    Args:
-        source: (4, 2) or (..., 4, 2) points, no three on one line.
-        target: (..., 4, 2) where they go.
-    """
-    source = source.expand_as(target)
-    x, y = source.unbind(-1)
-    u, v = target.unbind(-1)
-    one, zero = torch.ones_like(x), torch.zeros_like(x)
-    rows_u = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
-    rows_v = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
-    solution = torch.linalg.solve(torch.cat([rows_u, rows_v], -2), torch.cat([u, v], -1))
-    return torch.cat([solution, torch.ones_like(solution[..., :1])], -1).unflatten(-1, (3, 3))
 
 
 def between_views(view0: Tensor, view1: Tensor) -> Tensor:
@@ -159,14 +145,6 @@ def render_views(
     content = photos.sizes(index).flip(1).to(pixels) * shrink.to(pixels)[:, None]
     inside = ((pixels > -0.5) & (pixels < content[:, None, None] - 0.5)).all(dim=-1)
     return torch.where(inside[:, None], seen, fill.to(seen)[:, None, None, None]), inside
-
-
-def pixel_grid(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Return x and y of all pixels, (h w, 2) float32, row by row."""
-    rows, columns = torch.meshgrid(
-        torch.arange(size[0], device=device), torch.arange(size[1], device=device), indexing="ij"
-    )
-    return torch.stack([columns, rows], dim=-1).reshape(-1, 2).float()
 
 
 def view_scales(views: Tensor, size: tuple[int, int]) -> Tensor:

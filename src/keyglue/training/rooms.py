@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keyglue.images.coordinates import pixel_grid
 from keyglue.training.geometry import shared_view
-from keyglue.training.homographies import pixel_grid
 from keyglue.training.photos import Photos
 
 _NEAREST = 0.05

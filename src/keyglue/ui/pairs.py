@@ -121,8 +121,10 @@ def match_pairs(
         described = _Described(matcher, pending)
         for pair in with_progress(pending, "matching"):
             try:
-                features = described.take(pair.image0), described.take(pair.image1)
-                if rotate == 0 and zoom == 1:
+                # Images that are turned or resized in any case are not looked at as they are.
+                as_they_are = rotate in (0, "auto") and zoom in (1, "auto")
+                features = (described.take(pair.image0), described.take(pair.image1)) if as_they_are else None
+                if features is not None and rotate == 0 and zoom == 1:
                     result = matcher.match_features(*features, seed=seed)
                 else:
                     result = matcher.match(

@@ -8,6 +8,7 @@ Shapes: T tokens of all images, M and N keypoints of a pair's two images, D widt
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from keyglue.base.checkpoints import StateDict
 from keyglue.base.derived import Derived
@@ -59,6 +61,12 @@ class LightGlueMatcher(PreTrainedModel):
         self.token_confidence = nn.ModuleList([TokenConfidence(config) for _ in layers[:-1]])
         self.init_weights()
         self._folded: Derived[FastWeights] = Derived()
+
+    def without_adaptivity(self) -> Self:
+        """Return this model with all layers and all keypoints, never stopping early; the weights are the same ones."""
+        complete = copy.copy(self)
+        complete.config = self.config.replace(depth_confidence=-1.0, width_confidence=-1.0)
+        return complete
 
     def match(self, features0: Features, features1: Features) -> Matches:
         """Match the features of two images."""
