@@ -245,6 +245,20 @@ def test_images_that_match_as_they_are_are_looked_at_once(matcher: Matcher, asse
     np.testing.assert_array_equal(result.points1, plain.points1)
 
 
+def test_the_first_certain_view_ends_the_search(matcher: Matcher, assets, monkeypatch) -> None:
+    image = Image.open(assets / "motorcycle_left.png").convert("RGB")
+    part, _ = zoomed_pair(image, 3, 0)
+    seen: list[torch.Size] = []
+    extract = matcher.model.extract
+    monkeypatch.setattr(
+        matcher.model, "extract", lambda image, **more: (seen.append(image.shape), extract(image, **more))[1]
+    )
+    result = matcher.match(image, part)
+    assert result.zoom == pytest.approx(1 / 3, rel=0.2)
+    assert len(seen) > 4  # as they are, and two sizes of small copies at least
+    assert all(width > height for *_, height, width in seen)  # nothing was turned
+
+
 def test_known_features_are_not_computed_again(matcher: Matcher, assets, monkeypatch) -> None:
     image = Image.open(assets / "motorcycle_left.png").convert("RGB")
     turned = image.transpose(Image.Transpose.ROTATE_180)

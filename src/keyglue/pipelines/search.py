@@ -8,6 +8,7 @@ seen from another side, image 1 is warped to look like image 0, and matched once
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ _TURNS = (0.0, 90.0, 180.0, 270.0)
 _CANDIDATES = 3
 # Images match for sure when they probably show the same; without calibration, when such a share of keypoints does.
 _SURE, _SURE_SHARE = 0.9, 0.05
+# Of small copies this makes it certain that no other turn or size does better: wrong ones come to 0.997.
+_CERTAIN = 0.999
 # Matches that have to agree on a similarity.
 _FEWEST = 8
 # Up to these views count as alike: nothing is gained by turning or resizing.
@@ -212,17 +215,29 @@ class ViewSearch:
         )
 
     def _sure(self, outcome: Outcome) -> bool:
-        probability = match_probability(outcome.matches, self.model.config.match_probability)
+        probability = self._probability(outcome)
         if probability is not None:
             return probability > _SURE
         strong = int((outcome.matches.matching_scores0 > STRONG).sum())
         return strong > _SURE_SHARE * min(len(outcome.look0.features), len(outcome.look1.features))
 
+    def _probability(self, outcome: Outcome) -> float | None:
+        return match_probability(outcome.matches, self.model.config.match_probability)
+
     def _try_out(self, pair: _Pair) -> tuple[Similarity, Outcome] | None:
-        """Try all turns and sizes on small copies; return the similarity that most matches agree on, and these."""
+        """Try turns and sizes on small copies; return a similarity that many matches agree on, and these.
+
+        The first that are certain to match will do; where none are, those that agree most.
+        """
         zooms = _ZOOMS if self.zoom is None else (self.zoom,)
         turns = _TURNS if self.degrees is None else (self.degrees,)
-        tried = [pair.match(*self._whole(pair, zoom, turn, _COPY), turn, zoom) for turn in turns for zoom in zooms]
+        tried: list[Outcome] = []
+        for turn, zoom in itertools.product(turns, zooms):
+            tried.append(pair.match(*self._whole(pair, zoom, turn, _COPY), turn, zoom))
+            certain = (self._probability(tried[-1]) or 0.0) > _CERTAIN
+            similarity = pair.agreement(tried[-1]) if certain else None
+            if similarity is not None:
+                return similarity, tried[-1]
         tried.sort(key=lambda outcome: -outcome.support)
         agreed = [(pair.agreement(outcome), outcome) for outcome in tried[:_CANDIDATES]]
         found = [(similarity, outcome) for similarity, outcome in agreed if similarity is not None]
