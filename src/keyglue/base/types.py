@@ -178,5 +178,12 @@ class Matches:
         """(S,) scores of ``indices``."""
         return self.matching_scores0[self.indices[:, 0]]
 
+    def without(self, indices: Tensor) -> Matches:
+        """Return the matches but for some (S, 2) of ``indices``, whose scores stay."""
+        matches0, matches1 = self.matches0.clone(), self.matches1.clone()
+        matches0[indices[:, 0]] = -1
+        matches1[indices[:, 1]] = -1
+        return dataclasses.replace(self, matches0=matches0, matches1=matches1)
+
     def __len__(self) -> int:
         return int((self.matches0 >= 0).sum())

@@ -198,6 +198,7 @@ class Matcher:
         features: tuple[Features, Features] | None = None,
         rotate: float | str = "auto",
         zoom: float | str = "auto",
+        refine: bool = True,
         seed: int = 0,
     ) -> PairResult:
         """Match two photographs.
@@ -211,6 +212,8 @@ class Matcher:
                 not match as they are. Coordinates are those of the image as given.
             zoom: How many times larger things are in image 0 than in image 1, as the model sees whole images: the one
                 that shows them larger is shrunk by as much. "auto" finds out where the images do not match as they are.
+            refine: Move matched points of image 1 to where the images themselves agree, by up to 3 pixels as the model
+                sees them, and drop matches around which they look nothing alike.
             seed: Seed of the robust estimators that the result offers.
 
         Raises:
@@ -229,6 +232,7 @@ class Matcher:
             steps.seen_size,
             degrees=None if rotate == "auto" else _degrees(rotate),
             zoom=None if zoom == "auto" else _zoom(zoom),
+            refine=refine,
         )
         found = search.run(shown0, shown1, features)
         return self._result(
@@ -259,6 +263,7 @@ def match(
     mask: ImageInput | tuple[ImageInput | None, ImageInput | None] | None = None,
     rotate: float | str = "auto",
     zoom: float | str = "auto",
+    refine: bool = True,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     compile: bool | str = False,
@@ -279,6 +284,7 @@ def match(
         mask: As for ``Matcher.match``.
         rotate: As for ``Matcher.match``.
         zoom: As for ``Matcher.match``.
+        refine: As for ``Matcher.match``.
         device: As for ``Matcher.from_pretrained``.
         dtype: As for ``Matcher.from_pretrained``.
         compile: As for ``Matcher.from_pretrained``.
@@ -300,7 +306,7 @@ def match(
     else:
         size = None if resize is None else tuple(sorted(_size_rule(resize).items()))
         matcher = _loaded(model, max_keypoints, size, filter_threshold, str(resolve_device(device)), dtype, compile)
-    return matcher.match(image0, image1, mask=mask, rotate=rotate, zoom=zoom, seed=seed)
+    return matcher.match(image0, image1, mask=mask, rotate=rotate, zoom=zoom, refine=refine, seed=seed)
 
 
 @functools.lru_cache(maxsize=2)

@@ -44,7 +44,7 @@ class PairResult:
 
     Attributes:
         keypoints0: (M, 2) all keypoints of image 0.
-        keypoints1: (N, 2) all keypoints of image 1.
+        keypoints1: (N, 2) all keypoints of image 1, matched ones where refinement moved them.
         matches: (S, 2) indices into ``keypoints0`` and ``keypoints1``, best first.
         scores: (S,) matching scores from 0 to 1.
         size0: Height and width of image 0.
@@ -58,7 +58,7 @@ class PairResult:
         rotation: Degrees that image 1 was turned counter-clockwise before matching.
         zoom: How many times larger things were taken to be in image 0 than in image 1.
         seed: Seed of the robust estimators.
-        milliseconds: Time of each step: "read", "describe", "match".
+        milliseconds: Time of each step: "read", "describe", "match", "refine".
         images: The two images as they were given, for drawing; None where only features were matched.
     """
 

@@ -8,6 +8,7 @@ seen from another side, image 1 is warped to look like image 0, and matched once
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
@@ -16,13 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from keyglue.base.devices import to_device
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features, Matches
+from keyglue.images.resize import to_grayscale
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.probability import STRONG, match_probability
 from keyglue.pipelines.alignment import Similarity, common_parts, deformations, find_plane, find_similarity
+from keyglue.pipelines.refinement import refine_matches
 from keyglue.pipelines.views import Float, MaskedImage, Prepare, Size, View, Warp, shrunk
 
 # Long side of the copies on which turns and sizes are tried, which sizes, and how many of the best are looked into.
@@ -70,7 +74,7 @@ class Outcome(NamedTuple):
         degrees: How far image 1 was turned counter-clockwise.
         zoom: How many times larger things were taken to be in image 0 than in image 1, with both at the size at which
             the model sees whole images.
-        milliseconds: Time of "describe" and "match", of all that was tried.
+        milliseconds: Time of "describe" and "match", of all that was tried, and of "refine".
     """
 
     look0: Look
@@ -112,6 +116,7 @@ class _Pair:
     ) -> None:
         self.model, self.images, self._prepare = model, images, prepare
         self.known: dict[tuple[int, View | Warp], Features] = {}
+        self._brightness: dict[tuple[int, View | Warp], Tensor] = {}
         self._spent = {"describe": 0.0, "match": 0.0}
 
     def match(
@@ -128,10 +133,38 @@ class _Pair:
     def _look(self, number: int, view: View | Warp) -> Look:
         if (number, view) not in self.known:
             start = time.perf_counter()
-            pixels, mask = view.render(self.images[number], self._prepare)
+            pixels, mask = self._render(number, view)
             self.known[number, view] = self.model.extract(to_device(pixels, self.model.device), mask=mask)
             self._spent["describe"] += 1000 * (time.perf_counter() - start)
         return Look(view, self.known[number, view])
+
+    def _render(self, number: int, view: View | Warp) -> tuple[Tensor, Tensor | None]:
+        pixels, mask = view.render(self.images[number], self._prepare)
+        self._brightness[number, view] = to_grayscale(pixels)[0]
+        return pixels, mask
+
+    def refined(self, outcome: Outcome) -> Outcome:
+        """Move matched points of image 1 to where the images agree, and drop matches around which they do not."""
+        start = time.perf_counter()
+        looks = outcome.look0, outcome.look1
+        images: list[Tensor] = []
+        points: list[Tensor] = []
+        index = outcome.matches.indices
+        for number, look in enumerate(looks):
+            if (number, look.view) not in self._brightness:  # described before, elsewhere
+                self._render(number, look.view)
+            images.append(self._brightness[number, look.view].float())
+            points.append(look.features.keypoints[index[:, number]].detach().cpu().float())
+        found = refine_matches(
+            images[0], images[1], points[0], points[1], outcome.matches.scores.detach().cpu().float()
+        )
+        features = looks[1].features
+        keypoints = features.keypoints.clone()
+        keypoints[index[:, 1]] = found.points1.to(keypoints)
+        look1 = looks[1]._replace(features=dataclasses.replace(features, keypoints=keypoints))
+        matches = outcome.matches.without(index[~found.alike.to(index.device)])
+        self._spent["refine"] = 1000 * (time.perf_counter() - start)
+        return outcome._replace(look1=look1, matches=matches)
 
     def agreement(self, outcome: Outcome) -> Similarity | None:
         """Return the similarity that enough of the matches agree on, if there is one."""
@@ -150,6 +183,8 @@ class ViewSearch:
         seen_size: Gives the height and width at which the model sees an image of a height and width.
         degrees: How far image 1 is turned; None to find out.
         zoom: How many times larger things are in image 0; None to find out.
+        refine: Whether matched points of image 1 move to where the images agree, and matches around which they do not
+            are dropped.
     """
 
     def __init__(
@@ -160,9 +195,10 @@ class ViewSearch:
         *,
         degrees: float | None = None,
         zoom: float | None = None,
+        refine: bool = True,
     ) -> None:
         self.model, self._prepare, self._seen_size = model, prepare, seen_size
-        self.degrees, self.zoom = degrees, zoom
+        self.degrees, self.zoom, self.refine = degrees, zoom, refine
 
     def run(self, image0: MaskedImage, image1: MaskedImage, known: tuple[Features, Features] | None = None) -> Outcome:
         """Match two images.
@@ -183,6 +219,10 @@ class ViewSearch:
                     f"{features.image_size}. Give those that extract returned for it."
                 )
             pair.known[number, view] = features
+        best = self._best(pair)
+        return pair.refined(best) if self.refine else best
+
+    def _best(self, pair: _Pair) -> Outcome:
         degrees, zoom = self.degrees or 0.0, self.zoom or 1.0
         views = self._whole(pair, zoom, degrees)
         plain = pair.match(*views, degrees, zoom)

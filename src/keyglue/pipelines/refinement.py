@@ -1,0 +1,93 @@
+"""Matched points moved to where the two images themselves agree, and matches around which they do not dropped.
+
+A detector finds a place to about a pixel, in each image for itself. The surroundings of a match say how the two places
+lie to each other much more closely: what image 0 shows around its point is laid over image 1. How far it is turned,
+scaled and sheared there is taken from the matches nearby.
+
+Shapes: h w pixels, S matches. Frame: x right, y down, the centre of the top-left pixel at (0, 0).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from keyglue.images.registration import Window, register, smooth, take_patches
+
+# Half width of the patches in pixels, and steps of the registration.
+_RADIUS, _ITERATIONS = 8, 6
+# Points move no farther than this, in pixels of the image.
+_FARTHEST = 3.0
+# Images whose normalised cross-correlation around a match is smaller are not believed to show the same there.
+_UNLIKE = 0.5
+# Matches nearby that tell how image 1 is warped, and fewest that do.
+_NEARBY, _FEWEST = 12, 3
+# How much the prior counts against one match nearby, the error from which on such a match loses weight as a share of
+# its distance, and rounds of reweighting.
+_PRIOR, _OUTLYING, _ROUNDS = 0.1, 0.2, 4
+# Distances are computed for so many matches at once.
+_CHUNK = 1024
+
+
+class Refined(NamedTuple):
+    """Matches as the images have them.
+
+    Args:
+        points1: (S, 2) points of image 1, moved where that makes the images more alike.
+        alike: (S,) booleans, false where the images show different things around a match.
+    """
+
+    points1: Tensor
+    alike: Tensor
+
+
+def refine_matches(image0: Tensor, image1: Tensor, points0: Tensor, points1: Tensor, scores: Tensor) -> Refined:
+    """Move matched points of image 1 to where it shows what image 0 shows around theirs.
+
+    Args:
+        image0: (h, w) brightness from 0 to 1.
+        image1: (h, w) the same of the other image, in which things are about as large.
+        points0: (S, 2) matched points of image 0.
+        points1: (S, 2) where they are in image 1, to a few pixels.
+        scores: (S,) scores of the matches.
+    """
+    window = Window.round(_RADIUS)
+    patches = take_patches(smooth(image0), points0, window)
+    warp = local_warps(points0, points1, scores)
+    found = register(smooth(image1), patches, points1, warp, window, _ITERATIONS, affine=False)
+    better = (found.similarity > found.expected_similarity) & (found.shift.norm(dim=1) < _FARTHEST)
+    similarity = torch.where(better, found.similarity, found.expected_similarity)
+    return Refined(points1 + torch.where(better[:, None], found.shift, 0), similarity > _UNLIKE)
+
+
+def local_warps(points0: Tensor, points1: Tensor, scores: Tensor) -> Tensor:
+    """Return (S, 2, 2) maps from offsets in image 0 to offsets in image 1, as the matches around each match have them.
+
+    Weighted least squares, drawn to the identity, again and again with less weight for those that do not fit.
+
+    Args:
+        points0: (S, 2) matched points of image 0.
+        points1: (S, 2) where they are in image 1.
+        scores: (S,) scores of the matches.
+    """
+    identity = torch.eye(2)
+    warps = identity.repeat(len(points0), 1, 1)
+    count = min(_NEARBY, len(points0) - 1)
+    if count < _FEWEST:
+        return warps
+    chunks = [torch.cdist(part, points0).topk(count + 1, largest=False).indices for part in points0.split(_CHUNK)]
+    near = torch.cat(chunks)[:, 1:]  # the nearest is the match itself
+    offsets0, offsets1 = points0[near] - points0[:, None], points1[near] - points1[:, None]
+    unit = offsets0.norm(dim=2).median(dim=1).values.clamp(min=1)[:, None, None]
+    offsets0, offsets1 = offsets0 / unit, offsets1 / unit
+    weights = scores[near]
+    for _ in range(_ROUNDS):
+        weighted = offsets0 * weights[..., None]
+        moments = weighted.transpose(1, 2) @ offsets0 + _PRIOR * identity
+        products = offsets1.transpose(1, 2) @ weighted + _PRIOR * identity
+        warps = products @ torch.linalg.inv(moments)
+        errors = (offsets0 @ warps.transpose(1, 2) - offsets1).square().sum(dim=2)
+        weights = scores[near] / (1 + errors / _OUTLYING**2) ** 2
+    return warps
