@@ -24,8 +24,8 @@ _FARTHEST = 3.0
 _UNLIKE = 0.5
 # Matches nearby that tell how image 1 is warped, and fewest that do.
 _NEARBY, _FEWEST = 12, 3
-# How much the prior counts against one match nearby, the error from which on such a match loses weight as a share of
-# its distance, and rounds of reweighting.
+# How much the similarity counts against one match nearby, the error from which on such a match loses weight as a share
+# of their usual distance, and rounds of reweighting.
 _PRIOR, _OUTLYING, _ROUNDS = 0.1, 0.2, 4
 # Distances are computed for so many matches at once.
 _CHUNK = 1024
@@ -65,7 +65,8 @@ def refine_matches(image0: Tensor, image1: Tensor, points0: Tensor, points1: Ten
 def local_warps(points0: Tensor, points1: Tensor, scores: Tensor) -> Tensor:
     """Return (S, 2, 2) maps from offsets in image 0 to offsets in image 1, as the matches around each match have them.
 
-    Weighted least squares, drawn to the identity, again and again with less weight for those that do not fit.
+    Weighted least squares, drawn to the similarity that most of these agree on, again and again with less weight for
+    those that do not fit.
 
     Args:
         points0: (S, 2) matched points of image 0.
@@ -82,12 +83,28 @@ def local_warps(points0: Tensor, points1: Tensor, scores: Tensor) -> Tensor:
     offsets0, offsets1 = points0[near] - points0[:, None], points1[near] - points1[:, None]
     unit = offsets0.norm(dim=2).median(dim=1).values.clamp(min=1)[:, None, None]
     offsets0, offsets1 = offsets0 / unit, offsets1 / unit
-    weights = scores[near]
+    prior = _similarities(offsets0, offsets1, scores[near])
+    warps = prior
     for _ in range(_ROUNDS):
-        weighted = offsets0 * weights[..., None]
+        weighted = offsets0 * _fitting(warps, offsets0, offsets1, scores[near])[..., None]
         moments = weighted.transpose(1, 2) @ offsets0 + _PRIOR * identity
-        products = offsets1.transpose(1, 2) @ weighted + _PRIOR * identity
+        products = offsets1.transpose(1, 2) @ weighted + _PRIOR * prior
         warps = products @ torch.linalg.inv(moments)
-        errors = (offsets0 @ warps.transpose(1, 2) - offsets1).square().sum(dim=2)
-        weights = scores[near] / (1 + errors / _OUTLYING**2) ** 2
     return warps
+
+
+def _similarities(offsets0: Tensor, offsets1: Tensor, scores: Tensor) -> Tensor:
+    """Return (S, 2, 2) turns with a size that most of the matches around each match agree on: one of theirs."""
+    x, y = offsets0.unbind(dim=2)
+    u, v = offsets1.unbind(dim=2)
+    square = (x * x + y * y).clamp(min=1e-3)
+    along, across = (x * u + y * v) / square, (x * v - y * u) / square
+    turns = torch.stack([along, -across, across, along], dim=2).unflatten(2, (2, 2))  # (S, K, 2, 2)
+    support = _fitting(turns, offsets0[:, None], offsets1[:, None], scores[:, None]).sum(dim=2)
+    return turns[torch.arange(len(turns)), support.argmax(dim=1)]
+
+
+def _fitting(warps: Tensor, offsets0: Tensor, offsets1: Tensor, scores: Tensor) -> Tensor:
+    """Return scores (..., K), less where offsets (..., K, 2) do not fit warps (..., 2, 2)."""
+    errors = (offsets0 @ warps.transpose(-1, -2) - offsets1).square().sum(dim=-1)
+    return scores / (1 + errors / _OUTLYING**2) ** 2

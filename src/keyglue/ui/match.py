@@ -81,6 +81,12 @@ def match(
             "--zoom", metavar="FACTOR", help="How many times larger the first image shows things; auto as above."
         ),
     ] = "auto",
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine/--no-refine", help="Move matched points to where the images agree, and drop matches that differ."
+        ),
+    ] = True,
     homography: Annotated[
         bool | None,
         typer.Option("--homography/--fundamental", help="Geometry that inliers have to obey. Default: fundamental."),
@@ -115,9 +121,8 @@ def match(
         if output is None:
             raise typer.BadParameter("--pairs needs a folder for the results.", param_hint="-o")
         suffixes = tuple(f".{kind.value}" for kind in write or [Result.npz])
-        failures = match_pairs(
-            read_pairs(pairs), output, suffixes, settings, rotate=turn, zoom=factor, seed=seed, overwrite=overwrite
-        )
+        how = {"rotate": turn, "zoom": factor, "refine": refine, "seed": seed}
+        failures = match_pairs(read_pairs(pairs), output, suffixes, settings, how, overwrite=overwrite)
         raise typer.Exit(1 if failures else 0)
     _refuse({"--write": write, "--overwrite": overwrite}, "is for --pairs.")
     if image0 is None or image1 is None:
@@ -131,7 +136,7 @@ def match(
         from keyglue.pipelines import matcher
 
     mask = (mask0, mask1) if mask0 is not None or mask1 is not None else None
-    result = matcher.match(image0, image1, mask=mask, rotate=turn, zoom=factor, seed=seed, **settings)
+    result = matcher.match(image0, image1, mask=mask, rotate=turn, zoom=factor, refine=refine, seed=seed, **settings)
     inliers, geometry = _inliers(result, homography)
     files = _write(result, inliers, output, json_file, [csv_file, npz_file])
     _print(result, [image0, image1], inliers, geometry, files, error=json_file == _STANDARD_OUTPUT)

@@ -89,10 +89,8 @@ def match_pairs(
     folder: Path,
     suffixes: Iterable[str],
     settings: dict[str, Any],
+    how: dict[str, Any],
     *,
-    rotate: float | str = "auto",
-    zoom: float | str = "auto",
-    seed: int = 0,
     overwrite: bool = False,
 ) -> int:
     """Match pairs and write the files of each into a folder, which is made where needed.
@@ -102,9 +100,7 @@ def match_pairs(
         folder: Where the files go.
         suffixes: What to write for each pair: .npz, .json, .csv, .png.
         settings: Arguments of ``Matcher.from_pretrained``; its first one is called "model".
-        rotate: Turn of the second image, as for ``Matcher.match``.
-        zoom: How many times larger first images show things, as for ``Matcher.match``.
-        seed: Seed of the matching.
+        how: Arguments of ``Matcher.match``: rotate, zoom, refine, seed.
         overwrite: Whether to make files again that are there already.
 
     Returns:
@@ -122,14 +118,12 @@ def match_pairs(
         for pair in with_progress(pending, "matching"):
             try:
                 # Images that are turned or resized in any case are not looked at as they are.
-                as_they_are = rotate in (0, "auto") and zoom in (1, "auto")
+                as_they_are = how["rotate"] in (0, "auto") and how["zoom"] in (1, "auto")
                 features = (described.take(pair.image0), described.take(pair.image1)) if as_they_are else None
-                if features is not None and rotate == 0 and zoom == 1:
-                    result = matcher.match_features(*features, seed=seed)
+                if features is not None and (how["rotate"], how["zoom"], how["refine"]) == (0, 1, False):
+                    result = matcher.match_features(*features, seed=how["seed"])  # without reading the images again
                 else:
-                    result = matcher.match(
-                        pair.image0, pair.image1, features=features, rotate=rotate, zoom=zoom, seed=seed
-                    )
+                    result = matcher.match(pair.image0, pair.image1, features=features, **how)
                 _write(result, pair, files[pair])
                 matches += len(result)
             except (KeyglueError, OSError) as error:
