@@ -14,13 +14,11 @@ from keyglue.images.registration import Window, register, smooth, take_patches
 from keyglue.images.resize import to_grayscale
 
 WARP = torch.tensor([[1.1, 0.15], [-0.2, 0.9]])
-SHIFT = torch.tensor([0.37, -1.21])
 
 
 @pytest.fixture(scope="module")
 def image(assets: Path) -> torch.Tensor:
-    """A photograph without such fine detail as is lost when it is moved by a part of a pixel."""
-    return smooth(smooth(to_grayscale(read_image(assets / "coffee.png"))[0][:200, 100:340] / 255))
+    return to_grayscale(read_image(assets / "coffee.png"))[0][:200, 100:340] / 255
 
 
 def moved(image: torch.Tensor, linear: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -37,20 +35,25 @@ def textured(image: torch.Tensor, window: Window) -> torch.Tensor:
     centres = torch.stack([x, y], dim=-1).flatten(0, 1) + 0.3
     slopes = take_patches(smooth(image), centres, window)[:, 1:]
     weakest = torch.linalg.eigvalsh((slopes * window.weights) @ slopes.transpose(1, 2))[:, 0]
-    return centres[weakest > 1e-5]
+    return centres[weakest > 3e-5]
 
 
+# Between pixels, brightness is interpolated linearly in both images, which moves patches by some hundredths of a pixel.
+@pytest.mark.parametrize(("shift", "bound"), [((1.0, -1.0), 1e-3), ((0.37, -1.21), 0.06)])
 @pytest.mark.parametrize("affine", [False, True])
-def test_a_shift_is_found_whatever_brightness_and_contrast(image: torch.Tensor, affine: bool) -> None:
+def test_a_shift_is_found_whatever_brightness_and_contrast(
+    image: torch.Tensor, affine: bool, shift: tuple[float, float], bound: float
+) -> None:
+    moved_by = torch.tensor(shift)
     window = Window.round(9)
     centres = textured(image, window)
     assert len(centres) > 20
-    other = 0.2 + 0.5 * moved(image, torch.eye(2), SHIFT)
+    other = 0.2 + 0.5 * moved(image, torch.eye(2), moved_by)
     patches = take_patches(smooth(image), centres, window)
     identity = torch.eye(2).repeat(len(centres), 1, 1)
     found = register(smooth(other), patches, centres, identity, window, 10, affine=affine)
-    error = (found.shift - SHIFT).norm(dim=1)
-    assert error.median() < 0.03
+    error = (found.shift - moved_by).norm(dim=1)
+    assert error.median() < bound
     assert (error < 0.2).float().mean() > 0.9
     assert found.similarity.median() > 0.99
     assert (found.similarity > found.expected_similarity).float().mean() > 0.95
