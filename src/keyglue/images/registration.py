@@ -58,10 +58,18 @@ class Registration(NamedTuple):
 
 def smooth(image: Tensor) -> Tensor:
     """Filter an image (h, w) by a small Gaussian, so that it may be interpolated and its slopes are calm."""
-    kernel = torch.exp(-torch.arange(-2, 3).float().square() / (2 * _SMOOTHING**2))
-    kernel = kernel / kernel.sum()
-    padded = F.pad(image[None, None], (2, 2, 2, 2), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))[0, 0].contiguous()
+    reach = torch.arange(3).float()
+    weights = torch.exp(-reach.square() / (2 * _SMOOTHING**2))
+    centre, near, far = (weights / (2 * weights.sum() - weights[0])).tolist()
+    # Sums of shifted rows: for one channel several times as fast as a convolution on a CPU.
+    rows = F.pad(image[None, None], (0, 0, 2, 2), mode="replicate")[0, 0]
+    down = centre * rows[2:-2] + near * (rows[1:-3] + rows[3:-1]) + far * (rows[:-4] + rows[4:])
+    columns = F.pad(down[None, None], (2, 2, 0, 0), mode="replicate")[0, 0]
+    return (
+        centre * columns[:, 2:-2]
+        + near * (columns[:, 1:-3] + columns[:, 3:-1])
+        + far * (columns[:, :-4] + columns[:, 4:])
+    )
 
 
 def take_patches(image: Tensor, centres: Tensor, window: Window) -> Tensor:
