@@ -70,6 +70,20 @@ def test_matches_of_different_things_are_told(photograph: torch.Tensor) -> None:
     assert moved.max() <= 3.0
 
 
+def test_no_point_moves_to_where_none_is_wanted(photograph: torch.Tensor) -> None:
+    first, second = views(photograph)
+    points0, truth = planted(first)
+    rough = truth - 2
+    wanted = torch.ones(second.shape, dtype=torch.bool)
+    wanted[:, 200:] = False
+    scores = torch.full((len(truth),), 0.8)
+    free, bound = (refine_matches(first, second, points0, rough, scores, mask) for mask in (None, wanted))
+    outside = free.points1[:, 0].round() >= 200
+    assert outside.any()
+    assert torch.equal(bound.points1[outside], rough[outside])
+    assert torch.equal(bound.points1[~outside], free.points1[~outside])
+
+
 def test_local_warps_are_those_of_the_matches_around(photograph: torch.Tensor) -> None:
     generator = torch.Generator().manual_seed(1)
     points0 = 300 * torch.rand(200, 2, generator=generator)

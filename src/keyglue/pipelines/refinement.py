@@ -20,8 +20,9 @@ from keyglue.images.registration import Window, register, smooth, take_patches
 _RADIUS, _ITERATIONS = 8, 6
 # Points move no farther than this, in pixels of the image.
 _FARTHEST = 3.0
-# Images whose normalised cross-correlation around a match is smaller are not believed to show the same there.
-_UNLIKE = 0.5
+# Images whose normalised cross-correlation around a match is smaller are not believed to show the same there: of one
+# of score 0, and how much smaller it may be for one of score 1.
+_ALIKE, _TRUST = 0.85, 0.3
 # Matches nearby that tell how image 1 is warped, and fewest that do.
 _NEARBY, _FEWEST = 12, 3
 # How much the similarity counts against one match nearby, the error from which on such a match loses weight as a share
@@ -36,14 +37,17 @@ class Refined(NamedTuple):
 
     Args:
         points1: (S, 2) points of image 1, moved where that makes the images more alike.
-        alike: (S,) booleans, false where the images show different things around a match.
+        alike: (S,) booleans, false where the images show different things around a match; the less sure it is, the more
+            alike they have to be.
     """
 
     points1: Tensor
     alike: Tensor
 
 
-def refine_matches(image0: Tensor, image1: Tensor, points0: Tensor, points1: Tensor, scores: Tensor) -> Refined:
+def refine_matches(
+    image0: Tensor, image1: Tensor, points0: Tensor, points1: Tensor, scores: Tensor, wanted1: Tensor | None = None
+) -> Refined:
     """Move matched points of image 1 to where it shows what image 0 shows around theirs.
 
     Args:
@@ -52,14 +56,18 @@ def refine_matches(image0: Tensor, image1: Tensor, points0: Tensor, points1: Ten
         points0: (S, 2) matched points of image 0.
         points1: (S, 2) where they are in image 1, to a few pixels.
         scores: (S,) scores of the matches.
+        wanted1: (h, w) booleans, false where no point of image 1 may move to; None for nowhere.
     """
     window = Window.round(_RADIUS)
     patches = take_patches(smooth(image0), points0, window)
     warp = local_warps(points0, points1, scores)
     found = register(smooth(image1), patches, points1, warp, window, _ITERATIONS, affine=False)
     better = (found.similarity > found.expected_similarity) & (found.shift.norm(dim=1) < _FARTHEST)
+    if wanted1 is not None:
+        x, y = (points1 + found.shift).round().long().unbind(1)
+        better &= wanted1[y.clamp(0, wanted1.shape[0] - 1), x.clamp(0, wanted1.shape[1] - 1)]
     similarity = torch.where(better, found.similarity, found.expected_similarity)
-    return Refined(points1 + torch.where(better[:, None], found.shift, 0), similarity > _UNLIKE)
+    return Refined(points1 + torch.where(better[:, None], found.shift, 0), similarity > _ALIKE - _TRUST * scores)
 
 
 def local_warps(points0: Tensor, points1: Tensor, scores: Tensor) -> Tensor:

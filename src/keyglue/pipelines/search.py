@@ -116,7 +116,7 @@ class _Pair:
     ) -> None:
         self.model, self.images, self._prepare = model, images, prepare
         self.known: dict[tuple[int, View | Warp], Features] = {}
-        self._brightness: dict[tuple[int, View | Warp], Tensor] = {}
+        self._rendered: dict[tuple[int, View | Warp], tuple[Tensor, Tensor | None]] = {}
         self._spent = {"describe": 0.0, "match": 0.0}
 
     def match(
@@ -140,28 +140,27 @@ class _Pair:
 
     def _render(self, number: int, view: View | Warp) -> tuple[Tensor, Tensor | None]:
         pixels, mask = view.render(self.images[number], self._prepare)
-        self._brightness[number, view] = to_grayscale(pixels)[0]
+        self._rendered[number, view] = to_grayscale(pixels)[0].float(), mask
         return pixels, mask
 
     def refined(self, outcome: Outcome) -> Outcome:
         """Move matched points of image 1 to where the images agree, and drop matches around which they do not."""
         start = time.perf_counter()
-        looks = outcome.look0, outcome.look1
-        images: list[Tensor] = []
-        points: list[Tensor] = []
         index = outcome.matches.indices
-        for number, look in enumerate(looks):
-            if (number, look.view) not in self._brightness:  # described before, elsewhere
+        rendered: list[tuple[Tensor, Tensor | None]] = []
+        points: list[Tensor] = []
+        for number, look in enumerate((outcome.look0, outcome.look1)):
+            if (number, look.view) not in self._rendered:  # described before, elsewhere
                 self._render(number, look.view)
-            images.append(self._brightness[number, look.view].float())
+            rendered.append(self._rendered[number, look.view])
             points.append(look.features.keypoints[index[:, number]].detach().cpu().float())
-        found = refine_matches(
-            images[0], images[1], points[0], points[1], outcome.matches.scores.detach().cpu().float()
-        )
-        features = looks[1].features
+        (image0, _), (image1, wanted1) = rendered
+        scores = outcome.matches.scores.detach().cpu().float()
+        found = refine_matches(image0, image1, points[0], points[1], scores, wanted1)
+        features = outcome.look1.features
         keypoints = features.keypoints.clone()
         keypoints[index[:, 1]] = found.points1.to(keypoints)
-        look1 = looks[1]._replace(features=dataclasses.replace(features, keypoints=keypoints))
+        look1 = outcome.look1._replace(features=dataclasses.replace(features, keypoints=keypoints))
         matches = outcome.matches.without(index[~found.alike.to(index.device)])
         self._spent["refine"] = 1000 * (time.perf_counter() - start)
         return outcome._replace(look1=look1, matches=matches)
