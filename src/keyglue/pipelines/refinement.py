@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keyglue.images.registration import Window, register, smooth, take_patches
+from keyglue.images.registration import Registration, Window, register, smooth, take_patches
 
 # Half width of the patches in pixels, and steps of the registration.
 _RADIUS, _ITERATIONS = 8, 6
@@ -28,8 +28,8 @@ _NEARBY, _FEWEST = 12, 3
 # How much the similarity counts against one match nearby, the error from which on such a match loses weight as a share
 # of their usual distance, and rounds of reweighting.
 _PRIOR, _OUTLYING, _ROUNDS = 0.1, 0.2, 4
-# Distances are computed for so many matches at once.
-_CHUNK = 1024
+# Distances are computed for so many matches at once, and so many are registered: what fits into a processor's cache.
+_CHUNK, _AT_ONCE = 1024, 100
 
 
 class Refined(NamedTuple):
@@ -59,9 +59,13 @@ def refine_matches(
         wanted1: (h, w) booleans, false where no point of image 1 may move to; None for nowhere.
     """
     window = Window.round(_RADIUS)
-    patches = take_patches(smooth(image0), points0, window)
-    warp = local_warps(points0, points1, scores)
-    found = register(smooth(image1), patches, points1, warp, window, _ITERATIONS, affine=False)
+    image0, image1 = smooth(image0), smooth(image1)
+    parts = [part.split(_AT_ONCE) for part in (points0, points1, local_warps(points0, points1, scores))]
+    registrations = [
+        register(image1, take_patches(image0, at, window), near, warp, window, _ITERATIONS, affine=False)
+        for at, near, warp in zip(*parts, strict=True)
+    ]
+    found = Registration(*map(torch.cat, zip(*registrations, strict=True)))
     better = (found.similarity > found.expected_similarity) & (found.shift.norm(dim=1) < _FARTHEST)
     if wanted1 is not None:
         x, y = (points1 + found.shift).round().long().unbind(1)
