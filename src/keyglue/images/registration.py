@@ -123,8 +123,9 @@ def register(
     inverse = torch.linalg.inv_ex(hessian + damping[:, None, None] * torch.eye(hessian.shape[1])).inverse
     shift = torch.zeros(len(start), 2)
     linear = torch.eye(2).repeat(len(start), 1, 1)
-    found, expected_similarity = _look(image, start, warp, linear, shift, window, wanted)
-    similarity = expected_similarity
+    spread = _spread(window, warp)
+    found, expected_similarity = _look(image, start, spread, window, wanted)
+    similarity, moved = expected_similarity, shift
     for _ in range(iterations):
         step = (inverse @ (weighted.transpose(1, 2) @ (found - wanted)[..., None]))[..., 0]
         step = step.nan_to_num().clamp(-_LONGEST_STEP, _LONGEST_STEP)
@@ -132,9 +133,10 @@ def register(
             change = step[:, 2:].unflatten(1, (2, 2)).clamp(-_LARGEST_CHANGE, _LARGEST_CHANGE) / radius
             # The step warps the patch; its inverse is put before the warp so far.
             linear = linear @ torch.linalg.inv(torch.eye(2) + change)
+            spread = _spread(window, warp @ linear)
         shift = shift - (linear @ step[:, :2, None])[..., 0]
-        found, similarity = _look(image, start, warp, linear, shift, window, wanted)
-    moved = (warp @ shift[..., None])[..., 0]
+        moved = (warp @ shift[..., None])[..., 0]
+        found, similarity = _look(image, start + moved, spread, window, wanted)
     sound = moved.isfinite().all(dim=1)
     return Registration(
         shift=torch.where(sound[:, None], moved, 0),
@@ -144,12 +146,14 @@ def register(
     )
 
 
-def _look(
-    image: Tensor, start: Tensor, warp: Tensor, linear: Tensor, shift: Tensor, window: Window, wanted: Tensor
-) -> tuple[Tensor, Tensor]:
+def _spread(window: Window, warp: Tensor) -> Tensor:
+    """Return the offsets of samples (n, s, 2) as warps (n, 2, 2) have them."""
+    return window.offsets[:, :1] * warp[:, None, :, 0] + window.offsets[:, 1:] * warp[:, None, :, 1]
+
+
+def _look(image: Tensor, centres: Tensor, spread: Tensor, window: Window, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Return what the image shows where patches are taken to lie (n, s), and how like the wanted that is (n,)."""
-    moved = window.offsets @ linear.transpose(1, 2) + shift[:, None]
-    found, _ = _standardised(_sample(image, start[:, None] + moved @ warp.transpose(1, 2)), window.weights)
+    found, _ = _standardised(_sample(image, centres[:, None] + spread), window.weights)
     return found, (found * wanted) @ window.weights
 
 
@@ -163,6 +167,7 @@ def _standardised(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def _sample(image: Tensor, places: Tensor) -> Tensor:
     """Return (n, s) brightness at places (n, s, 2); outside, that of the edge."""
     height, width = image.shape
-    grid = (2 * places + 1) / torch.tensor([width, height]) - 1
+    extent = torch.tensor([width, height])
+    grid = places * (2 / extent) + (1 / extent - 1)
     seen = F.grid_sample(image[None, None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)
     return seen[0, 0]
