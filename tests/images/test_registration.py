@@ -45,7 +45,7 @@ def test_a_shift_is_found_whatever_brightness_and_contrast(
     image: torch.Tensor, affine: bool, shift: tuple[float, float], bound: float
 ) -> None:
     moved_by = torch.tensor(shift)
-    window = Window.round(9)
+    window = Window.gaussian(9)
     centres = textured(image, window)
     assert len(centres) > 20
     other = 0.2 + 0.5 * moved(image, torch.eye(2), moved_by)
@@ -60,7 +60,7 @@ def test_a_shift_is_found_whatever_brightness_and_contrast(
 
 
 def test_a_warp_is_taken_as_given_or_found(image: torch.Tensor) -> None:
-    window = Window.round(9)
+    window = Window.gaussian(9)
     centres = textured(image, window)
     there = moved(image, WARP, torch.tensor([10.0, 30.0]))
     start = centres @ WARP.T + torch.tensor([10.0, 30.0])
@@ -81,7 +81,7 @@ def test_a_warp_is_taken_as_given_or_found(image: torch.Tensor) -> None:
 
 
 def test_nothing_to_go_by_stays_finite(image: torch.Tensor) -> None:
-    window = Window.round(5)
+    window = Window.gaussian(5)
     centres = torch.tensor([[20.0, 20.0], [-50.0, 1e6]])
     flat = torch.full_like(image, 0.5)
     identity = torch.eye(2).repeat(2, 1, 1)

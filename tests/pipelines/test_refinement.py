@@ -84,7 +84,7 @@ def test_no_point_moves_to_where_none_is_wanted(photograph: torch.Tensor) -> Non
     assert torch.equal(bound.points1[~outside], free.points1[~outside])
 
 
-def test_local_warps_are_those_of_the_matches_around(photograph: torch.Tensor) -> None:
+def test_local_warps_are_those_of_the_matches_around() -> None:
     generator = torch.Generator().manual_seed(1)
     points0 = 300 * torch.rand(200, 2, generator=generator)
     linear = torch.tensor([[0.8, -0.6], [0.6, 0.8]])  # turned by 37 degrees

@@ -191,6 +191,21 @@ def test_padding_does_not_overwrite_the_last_keypoint(ragged, pairs):
     assert int(moved.matches[0, 0, last]) == int(whole.matches0[matched])
 
 
+def test_matches_are_moved_to_where_the_images_agree(assets):
+    image = Image.open(assets / "coffee.png").convert("RGB")
+    moved = image.transform(image.size, Image.Transform.AFFINE, (0.9, 0, 20, 0, 0.9, 10), Image.Resampling.BICUBIC)
+    matcher = keyglue.Matcher.from_pretrained()
+
+    def errors(**settings):
+        result = matcher.match(image, moved, **settings)
+        # Pillow maps pixel corners: x = 0.9 (x' + 0.5) + 20 - 0.5.
+        return np.hypot(*((result.points0 + 0.5 - [20, 10]) / 0.9 - 0.5 - result.points1).T)
+
+    found, refined = errors(refine=False), errors()
+    assert (found < 0.25).mean() < 0.6
+    assert (refined < 0.25).mean() > 0.9
+
+
 def test_a_photograph_on_its_side_is_matched(assets):
     image = Image.open(assets / "motorcycle_left.png").convert("RGB")
     turned = image.transpose(Image.Transpose.ROTATE_90)

@@ -171,6 +171,11 @@ def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu") -> Ten
     return torch.stack([columns, rows], dim=-1).reshape(-1, 2).float()
 
 
+def sampling_grid(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Turn pixels (..., 2) of an image of a height and width into what grid_sample takes without align_corners."""
+    return (2 * points + 1) / points.new_tensor([size[1], size[0]]) - 1
+
+
 def _turned(keypoints: Points, degrees: float, from_size: tuple[int, int], to_size: tuple[int, int]) -> Points:
     points = _floating(keypoints)
     cosine, sine = cosine_sine(degrees)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keyglue.images.coordinates import sampling_grid
+
 _SMOOTHING = 0.8  # pixels
 _LONGEST_STEP, _LARGEST_CHANGE = 2.0, 0.3
 # Steps along what the patch does not show are damped by this share of the mean of the Hessian's diagonal.
@@ -32,8 +34,8 @@ class Window(NamedTuple):
     weights: Tensor
 
     @classmethod
-    def round(cls, radius: int) -> Window:
-        """Return a square of a half width whose samples count less away from its centre."""
+    def gaussian(cls, radius: int) -> Window:
+        """Return a square of a half width whose samples count less away from its centre, by a Gaussian."""
         reach = torch.arange(-radius, radius + 1, dtype=torch.float32)
         offsets = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), dim=-1).flatten(0, 1)
         weights = torch.exp(-3 * (offsets / (radius + 1)).square().sum(dim=1))
@@ -166,8 +168,6 @@ def _standardised(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sample(image: Tensor, places: Tensor) -> Tensor:
     """Return (n, s) brightness at places (n, s, 2); outside, that of the edge."""
-    height, width = image.shape
-    extent = torch.tensor([width, height])
-    grid = places * (2 / extent) + (1 / extent - 1)
+    grid = sampling_grid(places, (image.shape[0], image.shape[1]))
     seen = F.grid_sample(image[None, None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)
     return seen[0, 0]

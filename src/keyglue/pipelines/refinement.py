@@ -58,7 +58,7 @@ def refine_matches(
         scores: (S,) scores of the matches.
         wanted1: (h, w) booleans, false where no point of image 1 may move to; None for nowhere.
     """
-    window = Window.round(_RADIUS)
+    window = Window.gaussian(_RADIUS)
     image0, image1 = smooth(image0), smooth(image1)
     parts = [part.split(_AT_ONCE) for part in (points0, points1, local_warps(points0, points1, scores))]
     registrations = [
@@ -86,19 +86,18 @@ def local_warps(points0: Tensor, points1: Tensor, scores: Tensor) -> Tensor:
         scores: (S,) scores of the matches.
     """
     identity = torch.eye(2)
-    warps = identity.repeat(len(points0), 1, 1)
     count = min(_NEARBY, len(points0) - 1)
     if count < _FEWEST:
-        return warps
+        return identity.repeat(len(points0), 1, 1)
     chunks = [torch.cdist(part, points0).topk(count + 1, largest=False).indices for part in points0.split(_CHUNK)]
     near = torch.cat(chunks)[:, 1:]  # the nearest is the match itself
     offsets0, offsets1 = points0[near] - points0[:, None], points1[near] - points1[:, None]
     unit = offsets0.norm(dim=2).median(dim=1).values.clamp(min=1)[:, None, None]
     offsets0, offsets1 = offsets0 / unit, offsets1 / unit
-    prior = _similarities(offsets0, offsets1, scores[near])
-    warps = prior
+    scores = scores[near]
+    prior = warps = _similarities(offsets0, offsets1, scores)
     for _ in range(_ROUNDS):
-        weighted = offsets0 * _fitting(warps, offsets0, offsets1, scores[near])[..., None]
+        weighted = offsets0 * _fitting(warps, offsets0, offsets1, scores)[..., None]
         moments = weighted.transpose(1, 2) @ offsets0 + _PRIOR * identity
         products = offsets1.transpose(1, 2) @ weighted + _PRIOR * prior
         warps = products @ torch.linalg.inv(moments)

@@ -139,24 +139,23 @@ class _Pair:
         return Look(view, self.known[number, view])
 
     def _render(self, number: int, view: View | Warp) -> tuple[Tensor, Tensor | None]:
-        pixels, mask = view.render(self.images[number], self._prepare)
-        self._rendered[number, view] = to_grayscale(pixels)[0].float(), mask
-        return pixels, mask
+        if (number, view) not in self._rendered:
+            self._rendered[number, view] = view.render(self.images[number], self._prepare)
+        return self._rendered[number, view]
 
     def refined(self, outcome: Outcome) -> Outcome:
         """Move matched points of image 1 to where the images agree, and drop matches around which they do not."""
         start = time.perf_counter()
         index = outcome.matches.indices
-        rendered: list[tuple[Tensor, Tensor | None]] = []
+        images: list[Tensor] = []
         points: list[Tensor] = []
+        wanted: Tensor | None = None
         for number, look in enumerate((outcome.look0, outcome.look1)):
-            if (number, look.view) not in self._rendered:  # described before, elsewhere
-                self._render(number, look.view)
-            rendered.append(self._rendered[number, look.view])
+            pixels, wanted = self._render(number, look.view)
+            images.append(to_grayscale(pixels)[0].float())
             points.append(look.features.keypoints[index[:, number]].detach().cpu().float())
-        (image0, _), (image1, wanted1) = rendered
         scores = outcome.matches.scores.detach().cpu().float()
-        found = refine_matches(image0, image1, points[0], points[1], scores, wanted1)
+        found = refine_matches(images[0], images[1], points[0], points[1], scores, wanted)
         features = outcome.look1.features
         keypoints = features.keypoints.clone()
         keypoints[index[:, 1]] = found.points1.to(keypoints)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from keyglue.images.coordinates import pixel_grid, resize_keypoints, turned_size, unturn_keypoints
+from keyglue.images.coordinates import pixel_grid, resize_keypoints, sampling_grid, turned_size, unturn_keypoints
 from keyglue.images.resize import resize_mask
 from keyglue.multiview.homography import warp_points
 
@@ -160,7 +160,7 @@ def _sampled(pixels: Tensor, mask: Tensor | None, points: Tensor, size: Size) ->
         size: Height and width of the result.
     """
     extent = points.new_tensor([pixels.shape[2], pixels.shape[1]])
-    grid = ((2 * points + 1) / extent - 1).reshape(1, *size, 2).to(pixels.device)
+    grid = sampling_grid(points, (pixels.shape[1], pixels.shape[2])).reshape(1, *size, 2).to(pixels.device)
     seen = F.grid_sample(pixels[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
     inside = ((points > -0.5) & (points < extent - 0.5)).all(dim=-1).reshape(size)
     # Smeared edges are no keypoints.

@@ -112,7 +112,7 @@ def register(
 def _register(
     patches: Patches, pictures: Pictures, radius: int, iterations: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    window = registration.Window.round(radius)
+    window = registration.Window.gaussian(radius)
     templates = torch.zeros(len(patches.start), 3, len(window.offsets))
     scales = np.ones_like(patches.start)
     for image, rows in _by_image(patches.reference_image):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from keyglue.images.coordinates import pixel_grid
+from keyglue.images.coordinates import pixel_grid, sampling_grid
 from keyglue.multiview.homography import homography_from_corners
 from keyglue.training.photos import Photos
 
@@ -138,10 +138,8 @@ def render_views(
     to_level[:, 2, 2] = 1
     pixels = warp((to_level @ views).to(device, torch.float32), pixel_grid(size, device)).nan_to_num(-1e4)
     pixels = pixels.reshape(len(levels), *size, 2)
-    padded = pixels.new_tensor([images.shape[3], images.shape[2]])
-    seen = F.grid_sample(
-        images, (2 * pixels + 1) / padded - 1, mode="bilinear", padding_mode="border", align_corners=False
-    )
+    grid = sampling_grid(pixels, (images.shape[2], images.shape[3]))
+    seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     content = photos.sizes(index).flip(1).to(pixels) * shrink.to(pixels)[:, None]
     inside = ((pixels > -0.5) & (pixels < content[:, None, None] - 0.5)).all(dim=-1)
     return torch.where(inside[:, None], seen, fill.to(seen)[:, None, None, None]), inside
