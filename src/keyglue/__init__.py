@@ -38,6 +38,7 @@ _PUBLIC = {
     "Matches": "base.types",
     "MissingDependencyError": "base.errors",
     "PairResult": "pipelines.result",
+    "Photograph": "pipelines.photograph",
     "PreTrainedModel": "base.pretrained",
     "PretrainedConfig": "base.config",
     "SIFT": "pipelines.original",

@@ -14,8 +14,9 @@ from keyglue.images.read import read_image
 from keyglue.images.resize import resize_image, to_grayscale
 from keyglue.multiview.homography import warp_points
 from keyglue.pipelines.matcher import Matcher
+from keyglue.pipelines.photograph import Photograph
 from keyglue.pipelines.refinement import local_warps, refine_matches
-from keyglue.pipelines.views import MaskedImage, Warp
+from keyglue.pipelines.views import Warp
 
 # From pixels of the second view to pixels of the photograph: turned, sheared and seen aslant.
 BACK = np.array([[1.05, 0.22, 10.0], [-0.25, 0.95, 60.0], [2e-4, -1e-4, 1.0]])
@@ -29,7 +30,7 @@ def photograph(assets: Path) -> torch.Tensor:
 def views(photograph: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a photograph and what it looks like from elsewhere, in other light, both (h, w)."""
     warp = Warp(size=(360, 400), homography=BACK)
-    there, _ = warp.render(MaskedImage(photograph, None), resize_image)
+    there, _ = warp.render(Photograph.of(photograph), resize_image)
     return photograph[0], (0.1 + 0.7 * there[0]) ** 1.2
 
 
@@ -122,10 +123,10 @@ def test_match_refines_unless_told(assets: Path) -> None:
     np.testing.assert_array_equal(refined.keypoints1[unmatched], plain.keypoints1[unmatched])
     assert refined.match_probability == plain.match_probability
     assert set(refined.milliseconds) - set(plain.milliseconds) == {"refine"}
-    described = matcher.extract(left), matcher.extract(right)
-    again = matcher.match(left, right, features=described)
+    described = matcher.prepare(left), matcher.prepare(right)
+    again = matcher.match(*described)
     np.testing.assert_array_equal(again.points1, refined.points1)
-    assert torch.equal(described[1].keypoints, matcher.extract(right).keypoints), "given features stay as they are"
+    assert torch.equal(described[1].features.keypoints, matcher.extract(right).keypoints), "stay as they are"
 
 
 def test_turned_photographs_are_refined_in_their_own_pixels(assets: Path) -> None:

@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 import keyglue
+from keyglue.images import read as reading
 from keyglue.images.resize import resize_image
 from keyglue.multiview.homography import warp_points
 from keyglue.pipelines.alignment import common_parts, deformations, find_plane, find_similarity
 from keyglue.pipelines.matcher import Matcher
-from keyglue.pipelines.views import MaskedImage, View, Warp
+from keyglue.pipelines.photograph import Photograph
+from keyglue.pipelines.views import View, Warp
 
 SIZE = (120, 160)
 
@@ -40,7 +42,7 @@ def matcher() -> Matcher:
     ],
 )
 def test_points_of_a_view_are_where_its_pixels_come_from(view: View) -> None:
-    shown, mask = view.render(MaskedImage(smooth(SIZE), None), resize_image)
+    shown, mask = view.render(Photograph.of(smooth(SIZE)), resize_image)
     y, x = torch.meshgrid(torch.arange(shown.shape[1]), torch.arange(shown.shape[2]), indexing="ij")
     points = torch.stack([x, y], -1).reshape(-1, 2).double().numpy()
     came_from = view.to_image(points).reshape(*shown.shape[1:], 2)
@@ -60,7 +62,7 @@ def test_a_view_shows_its_part_of_the_mask_and_nothing_outside_the_image() -> No
     mask[:, :80] = True
     for degrees in (0.0, 90.0, 20.0):
         view = View(part=(40, 0, 140, 120), size=(120, 100), degrees=degrees)
-        _, wanted = view.render(MaskedImage(smooth(SIZE), mask), resize_image)
+        _, wanted = view.render(Photograph.of(smooth(SIZE), mask), resize_image)
         assert wanted is not None
         rows, columns = wanted.nonzero().unbind(1)
         points = view.to_image(torch.stack([columns, rows], 1).double().numpy())
@@ -76,7 +78,7 @@ TILTED = np.array([[0.7, 0.1, 12.0], [-0.08, 0.9, 9.0], [8e-4, 1e-3, 1.0]])
 @pytest.mark.parametrize("scale", [1.0, 0.25, 2.0])
 def test_points_of_a_warp_are_where_its_pixels_come_from(scale: float) -> None:
     warp = Warp(size=(100, 140), homography=TILTED @ np.diag([scale, scale, 1.0]))
-    shown, wanted = warp.render(MaskedImage(smooth(SIZE), None), resize_image)
+    shown, wanted = warp.render(Photograph.of(smooth(SIZE)), resize_image)
     assert wanted is not None
     y, x = torch.meshgrid(torch.arange(100), torch.arange(140), indexing="ij")
     came_from = warp.to_image(torch.stack([x, y], -1).reshape(-1, 2).double().numpy()).reshape(100, 140, 2)
@@ -94,13 +96,13 @@ def test_a_warp_respects_the_mask_and_may_show_nothing() -> None:
     mask = torch.zeros(SIZE, dtype=torch.bool)
     mask[:, :80] = True
     warp = Warp(size=(100, 140), homography=TILTED)
-    _, wanted = warp.render(MaskedImage(smooth(SIZE), mask), resize_image)
+    _, wanted = warp.render(Photograph.of(smooth(SIZE), mask), resize_image)
     assert wanted is not None
     rows, columns = wanted.nonzero().unbind(1)
     assert len(rows) > 1000
     assert warp.to_image(torch.stack([columns, rows], 1).double().numpy())[:, 0].max() < 80.5
     for away in (np.array([[1, 0, 500], [0, 1, 0], [0, 0, 1.0]]), -np.eye(3)):
-        pixels, wanted = Warp(size=(20, 30), homography=away).render(MaskedImage(smooth(SIZE), None), resize_image)
+        pixels, wanted = Warp(size=(20, 30), homography=away).render(Photograph.of(smooth(SIZE)), resize_image)
         assert wanted is not None
         assert not wanted.any()
         assert pixels.shape[1:] == (20, 30)
@@ -259,24 +261,63 @@ def test_the_first_certain_view_ends_the_search(matcher: Matcher, assets, monkey
     assert all(width > height for *_, height, width in seen)  # nothing was turned
 
 
-def test_known_features_are_not_computed_again(matcher: Matcher, assets, monkeypatch) -> None:
+def test_prepared_photographs_are_described_once_and_read_again_only_to_be_turned(
+    matcher: Matcher, assets, tmp_path, monkeypatch
+) -> None:
     image = Image.open(assets / "motorcycle_left.png").convert("RGB")
-    turned = image.transpose(Image.Transpose.ROTATE_180)
-    features = matcher.extract(image), matcher.extract(turned)
-    with pytest.raises(keyglue.InputError, match=r"image 1 .*\(240, 320\)"):
-        matcher.match(image, image.resize((320, 240)), features=features)
-    expected = matcher.match(image, turned)
+    files = tmp_path / "upright.png", tmp_path / "turned.png"
+    image.save(files[0])
+    image.transpose(Image.Transpose.ROTATE_180).save(files[1])
+    expected, same = matcher.match(*files), matcher.match(files[0], files[0])
     assert expected.rotation == 180
-    seen: list[torch.Size] = []
+    upright, turned = map(matcher.prepare, files)
+    read: list[object] = []
+    load = reading.load_pixels
+    monkeypatch.setattr(
+        "keyglue.pipelines.photograph.load_pixels", lambda image, **more: (read.append(image), load(image, **more))[1]
+    )
+    described: list[torch.Size] = []
     extract = matcher.model.extract
     monkeypatch.setattr(
-        matcher.model, "extract", lambda image, **more: (seen.append(image.shape), extract(image, **more))[1]
+        matcher.model, "extract", lambda image, **more: (described.append(image.shape), extract(image, **more))[1]
     )
-    assert len(matcher.match(image, image, features=(features[0], features[0]))) > 900
-    assert not seen
-    result = matcher.match(image, turned, features=features)
+    result = matcher.match(upright, upright)
+    np.testing.assert_array_equal(result.points1, same.points1)
+    assert len(result) > 900
+    assert not read
+    assert not described
+    result = matcher.match(upright, turned)
     np.testing.assert_array_equal(result.points1, expected.points1)
     assert result.rotation == 180
+    assert sorted(read) == sorted(files), "each once, however many views are tried"
+    assert result.draw().size[0] > 100  # from the files
+
+
+def test_prepared_photographs_that_do_not_fit_are_refused(matcher: Matcher, assets, tmp_path) -> None:
+    file = tmp_path / "image.png"
+    image = Image.open(assets / "chelsea.png")
+    image.save(file)
+    photograph = matcher.prepare(file)
+    other = Matcher.from_pretrained(device="cpu", resize=256)
+    with pytest.raises(keyglue.InputError, match=r"image 1 .*\(300, 451\)"):
+        other.match(file, photograph)
+    with pytest.raises(keyglue.InputError, match="has its mask already"):
+        matcher.match(file, photograph, mask=(None, np.ones((300, 451))))
+    image.resize((200, 100)).save(file)
+    with pytest.raises(keyglue.InputError, match=r"image\.png had height and width \(300, 451\)"):
+        matcher.match(photograph, assets / "coffee.png")
+
+
+def test_masks_of_prepared_photographs_hold(matcher: Matcher, assets) -> None:
+    pair = [assets / f"motorcycle_{side}.png" for side in ("left", "right")]
+    mask = np.zeros((500, 741), bool)
+    mask[:, :400] = True
+    expected = matcher.match(*pair, mask=mask)
+    result = matcher.match(*(matcher.prepare(image, mask=mask) for image in pair))
+    np.testing.assert_array_equal(result.points0, expected.points0)
+    np.testing.assert_array_equal(result.points1, expected.points1)
+    assert len(result) > 50
+    assert result.points1[:, 0].max() < 400.5
 
 
 def test_photographs_of_nothing_in_common_do_not_match_in_any_view(matcher: Matcher, assets) -> None:

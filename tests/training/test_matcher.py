@@ -20,7 +20,7 @@ from keyglue.matching.lightglue.loss import check_labels, matching_losses
 from keyglue.matching.nearest_neighbor import match_nearest
 from keyglue.training.export import write_joint_model
 from keyglue.training.homographies import ViewSettings
-from keyglue.training.initialise import DESCRIPTOR_SCALE, fold_scale, start_as_nearest_neighbours, start_random
+from keyglue.training.initialise import close_projection, start_as_nearest_neighbours
 from keyglue.training.lightglue import MatcherSettings, MatcherTask
 from keyglue.training.photos import Photos, load_photos
 from keyglue.training.precision import autocast
@@ -64,8 +64,7 @@ def _started(detector: SuperPointForKeypointDetection, sample: torch.Tensor, wid
     )
     matcher = LightGlueMatcher(config).eval()
     start_as_nearest_neighbours(matcher, sample, torch.Generator().manual_seed(0))
-    if width == sample.shape[1]:
-        fold_scale(matcher, DESCRIPTOR_SCALE)
+    close_projection(matcher)
     return matcher
 
 
@@ -95,27 +94,6 @@ def test_step_zero_is_the_double_softmax_of_the_similarity(
     with torch.no_grad():
         for log_assignment in matcher.log_assignments(first, second):
             torch.testing.assert_close(log_assignment[:-1, :-1], expected, rtol=0, atol=2e-4)
-
-
-@pytest.mark.parametrize("width", [64, 256])
-def test_scale_of_the_descriptors_folds_into_the_weights(
-    detector: SuperPointForKeypointDetection, described: dict[str, Features], width: int
-) -> None:
-    config = LightGlueConfig(descriptor_dim=width, num_hidden_layers=2, keypoint_detector_config=detector.config)
-    matcher = LightGlueMatcher(config).eval()
-    start_random(matcher, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for name, parameter in matcher.named_parameters():
-            if name.endswith("bias") and "token_confidence" not in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    pair = [described["chelsea"].select(torch.arange(80)), described["coffee"].select(torch.arange(70))]
-    scaled = [dataclasses.replace(f, descriptors=f.descriptors * DESCRIPTOR_SCALE) for f in pair]
-    with torch.no_grad():
-        expected = matcher.log_assignments(*scaled)
-        fold_scale(matcher, DESCRIPTOR_SCALE)
-        found = matcher.log_assignments(*pair)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-4)
 
 
 def test_queries_and_keys_of_cross_attention_stay_one_map(

@@ -46,13 +46,13 @@ def folder(tmp_path: Path, assets: Path) -> Path:
 def described(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that were described, in order."""
     names: list[str] = []
-    original = keyglue.Matcher.extract
+    original = keyglue.Matcher.prepare
 
-    def extract(self: keyglue.Matcher, image: Any, **options: Any) -> keyglue.Features:
+    def prepare(self: keyglue.Matcher, image: Any, **options: Any) -> keyglue.Photograph:
         names.append(Path(image).name)
         return original(self, image, **options)
 
-    monkeypatch.setattr(keyglue.Matcher, "extract", extract)
+    monkeypatch.setattr(keyglue.Matcher, "prepare", prepare)
     return names
 
 

@@ -12,7 +12,7 @@ import numbers
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ from keyglue.base.errors import InputError
 from keyglue.base.types import Features, Matches
 from keyglue.images.coordinates import resize_keypoints
 from keyglue.images.processor import LightGlueImageProcessor
-from keyglue.images.read import ImageInput, read_image, read_mask
-from keyglue.images.resize import resize_mask
+from keyglue.images.read import ImageInput
+from keyglue.images.resize import resize_mask, to_grayscale
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.probability import match_probability
+from keyglue.pipelines.photograph import Photograph, as_photograph
 from keyglue.pipelines.result import PairResult
 from keyglue.pipelines.search import ViewSearch
-from keyglue.pipelines.views import MaskedImage
 
 ResizeTo = int | tuple[int, int] | dict[str, int]
 
@@ -109,14 +109,32 @@ class Matcher:
             ImageError: The image cannot be read.
             InputError: The mask does not fit the image.
         """
-        pixels = read_image(image)
-        wanted = _mask_for(mask, pixels)
-        original = (pixels.shape[1], pixels.shape[2])
-        prepared = self.processor.steps().apply(pixels, "channels_first")
-        target = (prepared.shape[1], prepared.shape[2])
-        wanted = None if wanted is None else resize_mask(wanted, target)
-        features = self.model.extract(to_device(prepared, self.model.device), mask=wanted)
-        return features if target == original else features.with_original_size(original)
+        photograph = self.prepare(image, mask=mask)
+        features = cast("Features", photograph.features)
+        size = photograph.size
+        return features if features.image_size == size else features.with_original_size(size)
+
+    def prepare(self, image: ImageInput, *, mask: ImageInput | None = None) -> Photograph:
+        """Read and describe an image that is to be matched with many others; ``match`` takes it in place of an image.
+
+        Its pixels are not kept: a file is read again if, to match, the image has to be turned or shown in another
+        size.
+
+        Args:
+            image: Path, address, PIL image, array or tensor.
+            mask: Of the image's size, nonzero where keypoints are wanted.
+
+        Raises:
+            ImageError: The image cannot be read.
+            InputError: The mask does not fit the image.
+        """
+        read = Photograph.read(image, mask)
+        steps = self.processor.steps()
+        pixels = steps.apply(read.load(), "channels_first")
+        size = (pixels.shape[1], pixels.shape[2])
+        wanted = None if read.mask is None else resize_mask(read.mask, size)
+        features = self.model.extract(to_device(pixels, self.model.device), mask=wanted)
+        return read.described(features, to_grayscale(pixels))
 
     def match_features(self, features0: Features, features1: Features, *, seed: int = 0) -> PairResult:
         """Match two images by their Features; coordinates are those of the original images.
@@ -191,11 +209,10 @@ class Matcher:
 
     def match(
         self,
-        image0: ImageInput,
-        image1: ImageInput,
+        image0: ImageInput | Photograph,
+        image1: ImageInput | Photograph,
         *,
         mask: ImageInput | tuple[ImageInput | None, ImageInput | None] | None = None,
-        features: tuple[Features, Features] | None = None,
         rotate: float | str = "auto",
         zoom: float | str = "auto",
         refine: bool = True,
@@ -204,10 +221,10 @@ class Matcher:
         """Match two photographs.
 
         Args:
-            image0: Path, address, PIL image, array or tensor.
+            image0: Path, address, PIL image, array or tensor, or what ``prepare`` made of one.
             image1: The same.
-            mask: Nonzero where keypoints are wanted: one for both images, or one each (None for no mask).
-            features: What ``extract`` returned for both images with the same masks, so that it is not computed again.
+            mask: Nonzero where keypoints are wanted: one for both images, or one each (None for no mask); an image that
+                was prepared has its own.
             rotate: Degrees to turn image 1 counter-clockwise before matching, or "auto" to find out where the images do
                 not match as they are. Coordinates are those of the image as given.
             zoom: How many times larger things are in image 0 than in image 1, as the model sees whole images: the one
@@ -221,9 +238,8 @@ class Matcher:
             InputError: A mask or features do not fit, or ``rotate`` or ``zoom`` is something else.
         """
         start = time.perf_counter()
-        pixels = [read_image(image) for image in (image0, image1)]
         masks = mask if isinstance(mask, tuple) else (mask, mask)
-        shown0, shown1 = (MaskedImage(*pair) for pair in zip(pixels, map(_mask_for, masks, pixels), strict=True))
+        photograph0, photograph1 = map(as_photograph, (image0, image1), masks)
         read = _since(start)
         steps = self.processor.steps()
         search = ViewSearch(
@@ -234,16 +250,16 @@ class Matcher:
             zoom=None if zoom == "auto" else _zoom(zoom),
             refine=refine,
         )
-        found = search.run(shown0, shown1, features)
+        found = search.run(photograph0, photograph1)
         return self._result(
             (found.look0.keypoints, found.look1.keypoints),
-            (shown0.size, shown1.size),
+            (photograph0.size, photograph1.size),
             found.matches,
             rotation=found.degrees,
             zoom=found.zoom,
             seed=seed,
             milliseconds={"read": read, **found.milliseconds},
-            images=(image0, image1),
+            images=(photograph0.source, photograph1.source),
         )
 
     def _prepare(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -338,10 +354,6 @@ def _size_rule(resize: ResizeTo) -> dict[str, int]:
     if isinstance(resize, tuple) and len(resize) == 2:
         return {"height": resize[0], "width": resize[1]}
     raise InputError(f"resize must be an int (longest edge), (height, width) or a size dictionary, got {resize!r}.")
-
-
-def _mask_for(mask: ImageInput | None, pixels: Tensor) -> Tensor | None:
-    return None if mask is None else read_mask(mask, (pixels.shape[1], pixels.shape[2]))
 
 
 def _degrees(turn: float | str) -> float:

@@ -9,6 +9,7 @@ seen from another side, image 1 is warped to look like image 0, and matched once
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -22,12 +23,13 @@ from torch import Tensor
 from keyglue.base.devices import to_device
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features, Matches
-from keyglue.images.resize import to_grayscale
+from keyglue.images.resize import resize_mask, to_grayscale
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.probability import STRONG, match_probability
 from keyglue.pipelines.alignment import Similarity, common_parts, deformations, find_plane, find_similarity
+from keyglue.pipelines.photograph import Photograph, Size
 from keyglue.pipelines.refinement import refine_matches
-from keyglue.pipelines.views import Float, MaskedImage, Prepare, Size, View, Warp, shrunk
+from keyglue.pipelines.views import Float, Prepare, View, Warp, shrunk
 
 # Long side of the copies on which turns and sizes are tried, which sizes, and how many of the best are looked into.
 _COPY = 640
@@ -112,10 +114,12 @@ class _Pair:
     """
 
     def __init__(
-        self, model: LightGlueForKeypointMatching, prepare: Prepare, images: tuple[MaskedImage, MaskedImage]
+        self, model: LightGlueForKeypointMatching, prepare: Prepare, images: tuple[Photograph, Photograph]
     ) -> None:
-        self.model, self.images, self._prepare = model, images, prepare
-        self.known: dict[tuple[int, View | Warp], Features] = {}
+        self.model, self._prepare = model, prepare
+        # However often they are looked at, files are read once.
+        self.images = [dataclasses.replace(image, load=functools.cache(image.load)) for image in images]
+        self._known: dict[tuple[int, View | Warp], Features] = {}
         self._rendered: dict[tuple[int, View | Warp], tuple[Tensor, Tensor | None]] = {}
         self._spent = {"describe": 0.0, "match": 0.0}
 
@@ -130,13 +134,28 @@ class _Pair:
         self._spent["match"] += 1000 * (time.perf_counter() - start)
         return Outcome(look0, look1, matches, degrees, zoom, self._spent)
 
+    def remember(self, number: int, view: View) -> None:
+        """Take over what is known of a whole image, which the model sees in this view."""
+        image = self.images[number]
+        if image.features is None:
+            return
+        if image.features.image_size != view.size:
+            raise InputError(
+                f"image {number} is seen with height and width {view.size} here, but it was described with "
+                f"{image.features.image_size}. Give it to the Matcher that prepared it."
+            )
+        self._known[number, view] = image.features
+        if image.brightness is not None:
+            mask = None if image.mask is None else resize_mask(image.mask, view.size)
+            self._rendered[number, view] = image.brightness, mask
+
     def _look(self, number: int, view: View | Warp) -> Look:
-        if (number, view) not in self.known:
+        if (number, view) not in self._known:
             start = time.perf_counter()
             pixels, mask = self._render(number, view)
-            self.known[number, view] = self.model.extract(to_device(pixels, self.model.device), mask=mask)
+            self._known[number, view] = self.model.extract(to_device(pixels, self.model.device), mask=mask)
             self._spent["describe"] += 1000 * (time.perf_counter() - start)
-        return Look(view, self.known[number, view])
+        return Look(view, self._known[number, view])
 
     def _render(self, number: int, view: View | Warp) -> tuple[Tensor, Tensor | None]:
         if (number, view) not in self._rendered:
@@ -198,25 +217,15 @@ class ViewSearch:
         self.model, self._prepare, self._seen_size = model, prepare, seen_size
         self.degrees, self.zoom, self.refine = degrees, zoom, refine
 
-    def run(self, image0: MaskedImage, image1: MaskedImage, known: tuple[Features, Features] | None = None) -> Outcome:
-        """Match two images.
-
-        Args:
-            image0: Image 0.
-            image1: Image 1.
-            known: Features of both as they are, if there are any; None to compute them.
+    def run(self, image0: Photograph, image1: Photograph) -> Outcome:
+        """Match two photographs.
 
         Raises:
-            InputError: Known features are those of images of another size.
+            InputError: What is known of one was found with the model seeing it at another size.
         """
         pair = _Pair(self.model, self._prepare, (image0, image1))
-        for number, (view, features) in enumerate(zip(self._whole(pair, 1.0, 0.0), known or (), strict=False)):
-            if features.image_size != view.size:
-                raise InputError(
-                    f"image {number} is seen with height and width {view.size}, but its features are of an image of "
-                    f"{features.image_size}. Give those that extract returned for it."
-                )
-            pair.known[number, view] = features
+        for number, view in enumerate(self._whole(pair, 1.0, 0.0)):
+            pair.remember(number, view)
         best = self._best(pair)
         return pair.refined(best) if self.refine else best
 

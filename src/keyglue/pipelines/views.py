@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,36 +18,13 @@ from torch.nn import functional as F
 from keyglue.images.coordinates import pixel_grid, resize_keypoints, sampling_grid, turned_size, unturn_keypoints
 from keyglue.images.resize import resize_mask
 from keyglue.multiview.homography import warp_points
+from keyglue.pipelines.photograph import Photograph, Size
 
 Float = NDArray[np.float64]
-Size = tuple[int, int]
 Prepare = Callable[[Tensor, Size], Tensor]
 
 # Keypoints nearer than this to where the image ends are none, as at the edges of an image.
 _BORDER = 4
-
-
-class MaskedImage(NamedTuple):
-    """An image with what is wanted of it.
-
-    Args:
-        pixels: (C, h, w) from 0 to 255.
-        mask: (h, w) booleans, true where keypoints are wanted; None for everywhere.
-    """
-
-    pixels: Tensor
-    mask: Tensor | None
-
-    @property
-    def size(self) -> Size:
-        """Height and width."""
-        return self.pixels.shape[1], self.pixels.shape[2]
-
-    def cut(self, part: tuple[int, int, int, int]) -> MaskedImage:
-        """Return what lies between a left, top, right and bottom edge."""
-        left, top, right, bottom = part
-        mask = None if self.mask is None else self.mask[top:bottom, left:right]
-        return MaskedImage(self.pixels[:, top:bottom, left:right], mask)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +65,7 @@ class View:
         resized = resize_keypoints(upright, self.size, (bottom - top, right - left))
         return resized + np.array([left, top], resized.dtype)
 
-    def render(self, image: MaskedImage, prepare: Prepare) -> tuple[Tensor, Tensor | None]:
+    def render(self, image: Photograph, prepare: Prepare) -> tuple[Tensor, Tensor | None]:
         """Return the pixels (C, h, w) of the view, and where keypoints are wanted (h, w), None for everywhere.
 
         Args:
@@ -123,7 +99,7 @@ class Warp:
         """Map points (N, 2) of the view to the image."""
         return warp_points(self.homography, points)
 
-    def render(self, image: MaskedImage, prepare: Prepare) -> tuple[Tensor, Tensor | None]:
+    def render(self, image: Photograph, prepare: Prepare) -> tuple[Tensor, Tensor | None]:
         """Return pixels and mask as ``View.render`` does."""
         grid = pixel_grid(self.size).double().numpy()
         depth = grid @ self.homography[2, :2] + self.homography[2, 2]
@@ -137,11 +113,12 @@ class Warp:
         shrink = max(1.0, math.sqrt(np.prod(high - low + 1) / np.count_nonzero(inside)))
         low = np.maximum(low - _BORDER * shrink, 0).astype(int)
         high = np.minimum(high + _BORDER * shrink + 1, [width, height]).astype(int)
-        part = image.cut((low[0], low[1], high[0], high[1]))
-        size = shrunk(part.size, shrink)
-        pixels = prepare(part.pixels, size)
-        mask = None if part.mask is None else resize_mask(part.mask, size)
-        seen = resize_keypoints(points - low, part.size, size)
+        pixels, mask = image.cut((low[0], low[1], high[0], high[1]))
+        part = (pixels.shape[1], pixels.shape[2])
+        size = shrunk(part, shrink)
+        pixels = prepare(pixels, size)
+        mask = None if mask is None else resize_mask(mask, size)
+        seen = resize_keypoints(points - low, part, size)
         return _sampled(pixels, mask, torch.from_numpy(np.clip(seen, -1e6, 1e6)).float(), self.size)
 
 

@@ -20,7 +20,7 @@ from keyglue.base.types import Features, Matches
 from keyglue.images.coordinates import resize_keypoints
 from keyglue.images.resize import resize_image, resized_size, to_grayscale
 from keyglue.multiview.arrays import Array
-from keyglue.pipelines.views import MaskedImage
+from keyglue.pipelines.photograph import Photograph
 from keyglue.scoring import homography_sets, pose_sets, protocols
 from keyglue.scoring.methods import Detector, Method, ModelInput, classical_methods, model_methods
 from keyglue.scoring.pairs import HomographyTruth, PairSet, Picture, ScoredPair, Size
@@ -242,8 +242,9 @@ def _match(method: Method, first: _Seen, second: _Seen) -> tuple[protocols.Found
         matches = method.match(both[0].features, both[1].features)
         keypoints = [one.keypoints for one in both]
     else:
-        pictures = (MaskedImage(first.gray, None), MaskedImage(second.gray, None))
-        seen = method.views.run(*pictures, known=(both[0].features, both[1].features))
+        grays = (first.gray, second.gray)
+        pictures = [Photograph.of(gray, features=one.features) for gray, one in zip(grays, both, strict=True)]
+        seen = method.views.run(*pictures)
         matches = seen.matches
         keypoints = [
             resize_keypoints(look.keypoints, picture.size, image.reference)

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--data", nargs="+", required=True, help="folders of images, .tar files, scenes")
     parser.add_argument("--out", required=True, help="folder of the run")
-    parser.add_argument("--size", choices=("small", "base"), help="size of the matcher")
+    parser.add_argument("--size", choices=("small", "base"), help="size of the matcher; a smaller --start grows to it")
     parser.add_argument("--minutes", type=float, help="train for so long in all, the schedule stretched to it")
     parser.add_argument("--steps", type=int, help="length of the schedule")
     parser.add_argument("--pairs", type=int, help="pairs a batch")

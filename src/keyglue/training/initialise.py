@@ -10,22 +10,31 @@ from torch import Tensor, nn
 
 from keyglue.matching.lightglue.assignment import MatchAssignment
 from keyglue.matching.lightglue.confidence import TokenConfidence
-from keyglue.matching.lightglue.layer import TransformerLayer
+from keyglue.matching.lightglue.layer import MLP, TransformerLayer
 from keyglue.matching.lightglue.lightglue import LightGlueMatcher
 
 # Descriptors of unit length are scaled by this inside the matcher, so that its layers see values of about one.
 DESCRIPTOR_SCALE = 16.0
 _FREQUENCIES = (0.5, 20.0)
 _MATCHABLE = 3.0
+# How much a direction of descriptors counts at least, against the mean over all, when a projection is chosen.
+_LEAST_READ = 0.1
 
 
 def start_random(matcher: LightGlueMatcher, generator: torch.Generator) -> None:
-    """Draw random weights that keep the size of what they are applied to, and frequencies of all sizes."""
+    """Draw random weights that keep the size of what they are applied to, and frequencies of all sizes.
+
+    A matcher that takes descriptors as they are gets an input projection: see ``close_projection``.
+    """
     with torch.no_grad():
         for module in matcher.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(std=module.in_features**-0.5, generator=generator)
                 nn.init.zeros_(module.bias) if module.bias is not None else None  # pyright: ignore
+        if isinstance(matcher.input_projection, nn.Linear):
+            matcher.input_projection.weight *= DESCRIPTOR_SCALE
+        else:
+            _set_projection(matcher, DESCRIPTOR_SCALE * torch.eye(matcher.config.descriptor_dim))
         _spread_frequencies(matcher.positional_encoder.projector.weight, generator)
     never_confident(matcher)
 
@@ -39,25 +48,22 @@ def start_as_nearest_neighbours(
     are the mutual nearest neighbours.
 
     Args:
-        matcher: Takes the weights. It is to be given descriptors of length ``DESCRIPTOR_SCALE`` unless it has an
-            input projection, which then scales them.
-        descriptors: (N, D) descriptors of unit length, of which an input projection keeps the principal directions.
+        matcher: Takes the weights. It has an input projection, which keeps the principal directions.
+        descriptors: (N, I) descriptors of unit length.
         generator: Source of randomness.
         temperature: What the cosine of two descriptors is multiplied by.
     """
     start_random(matcher, generator)
     width = matcher.config.descriptor_dim
     with torch.no_grad():
-        if isinstance(matcher.input_projection, nn.Linear):
-            values = descriptors.double()
-            _, vectors = torch.linalg.eigh(values.mT @ values)
-            principal = vectors[:, -width:].mT.to(matcher.input_projection.weight)
-            rows = min(width, len(principal))
-            matcher.input_projection.weight.zero_()
-            matcher.input_projection.weight[:rows] = DESCRIPTOR_SCALE * principal[:rows]
-        for layer in cast("list[TransformerLayer]", list(matcher.transformer_layers)):
-            for mlp in (layer.self_mlp, layer.cross_mlp):
-                nn.init.zeros_(mlp.fc2.weight)
+        values = descriptors.double()
+        _, vectors = torch.linalg.eigh(values.mT @ values)
+        projection = cast("nn.Linear", matcher.input_projection)
+        principal = vectors[:, -width:].mT.to(projection.weight)
+        projection.weight.zero_()
+        projection.weight[: len(principal)] = DESCRIPTOR_SCALE * principal
+        for mlp in _mlps(matcher):
+            nn.init.zeros_(mlp.fc2.weight)
         # S = (c x0) . (c x1) / sqrt(D) with |x| = DESCRIPTOR_SCALE.
         factor = math.sqrt(temperature * math.sqrt(width)) / DESCRIPTOR_SCALE
         for head in cast("list[MatchAssignment]", list(matcher.match_assignment_layers)):
@@ -93,32 +99,73 @@ def share_cross_projections(matcher: LightGlueMatcher, *, new: bool) -> None:
             attention.k_proj = attention.q_proj
 
 
-def fold_scale(matcher: LightGlueMatcher, scale: float) -> None:
-    """Change the weights so that the matcher does with descriptors d what it did with scale * d.
+def open_projection(matcher: LightGlueMatcher) -> None:
+    """Give a matcher that takes descriptors as they are an input projection for as long as it is trained.
 
-    Everything that reads the descriptors is multiplied, what is added to them divided. A matcher with an input
-    projection has nothing else to change.
+    It is the one with which the MLPs multiply the descriptors, in all directions, by as much as the messages, so that
+    all layers see values of about one; the other weights change so that the matches stay what they are.
     """
+    if isinstance(matcher.input_projection, nn.Linear):
+        return
+    width = matcher.config.descriptor_dim
+    readers = torch.cat([mlp.fc1.weight.detach().double() for mlp in _mlps(matcher)])
+    of_descriptor, of_message = readers.chunk(2, dim=1)
+    sizes, directions = torch.linalg.eigh(of_descriptor.mT @ of_descriptor)
+    # Directions that are hardly read would have to be divided by next to nothing.
+    sizes = sizes.clamp(min=max(_LEAST_READ * float(sizes.mean()), torch.finfo(torch.float32).tiny))
+    projection = directions * (sizes * width / of_message.square().sum()).sqrt() @ directions.mT
+    _fold(matcher, torch.linalg.inv(projection), torch.zeros(width).double())
+    _set_projection(matcher, projection)
+
+
+def close_projection(matcher: LightGlueMatcher) -> None:
+    """Make a matcher plain whose input projection was there for training alone, and fold it into the weights."""
+    linear = matcher.input_projection
+    if isinstance(linear, nn.Linear) and matcher.config.input_dim == matcher.config.descriptor_dim:
+        matcher.input_projection = nn.Identity()
+        _fold(matcher, linear.weight.detach().double(), linear.bias.detach().double())
+
+
+def _fold(matcher: LightGlueMatcher, linear: Tensor, shift: Tensor) -> None:
+    """Change the weights so that the layers do with descriptors d (D,) what they did with linear d + shift."""
+    inverse = torch.linalg.inv(linear)
+
+    def read(module: nn.Module) -> None:
+        reader = cast("nn.Linear", module)
+        # The descriptors are the first that it reads; the MLPs read the message too.
+        weight = reader.weight[:, : len(linear)].double()
+        if reader.bias is not None:  # pyright: ignore
+            reader.bias.add_(weight @ shift)
+        reader.weight[:, : len(linear)] = (weight @ linear).to(reader.weight)
+
     with torch.no_grad():
-        if isinstance(matcher.input_projection, nn.Linear):
-            matcher.input_projection.weight *= scale
-            return
         for layer in cast("list[TransformerLayer]", list(matcher.transformer_layers)):
-            for attention, mlp in (
-                (layer.self_attention, layer.self_mlp),
-                (layer.cross_attention, layer.cross_mlp),
-            ):
+            for attention in (layer.self_attention, layer.cross_attention):
                 # Each once: in training queries and keys of cross-attention may be one module.
                 for projection in {attention.q_proj, attention.k_proj, attention.v_proj}:
-                    projection.weight.mul_(scale)
-                mlp.fc1.weight[:, : matcher.config.descriptor_dim] *= scale
-                mlp.fc2.weight.div_(scale)
-                mlp.fc2.bias.div_(scale)
+                    read(projection)
+        for mlp in _mlps(matcher):
+            read(mlp.fc1)
+            for written in (mlp.fc2.weight, mlp.fc2.bias):
+                written.copy_(inverse @ written.double())
         for head in cast("list[MatchAssignment]", list(matcher.match_assignment_layers)):
-            head.final_projection.weight *= scale
-            head.matchability.weight *= scale
+            read(head.final_projection)
+            read(head.matchability)
         for confidence in cast("list[TokenConfidence]", list(matcher.token_confidence)):
-            confidence.token.weight *= scale
+            read(confidence.token)
+
+
+def _set_projection(matcher: LightGlueMatcher, weight: Tensor) -> None:
+    projection = nn.Linear(weight.shape[1], weight.shape[0]).to(next(matcher.parameters()))
+    with torch.no_grad():
+        projection.weight.copy_(weight)
+        projection.bias.zero_()
+    matcher.input_projection = projection
+
+
+def _mlps(matcher: LightGlueMatcher) -> list[MLP]:
+    layers = cast("list[TransformerLayer]", list(matcher.transformer_layers))
+    return [mlp for layer in layers for mlp in (layer.self_mlp, layer.cross_mlp)]
 
 
 def _spread_frequencies(weight: Tensor, generator: torch.Generator) -> None:

@@ -21,11 +21,12 @@ from keyglue.matching.lightglue.lightglue import FeaturePair, LightGlueMatcher
 from keyglue.matching.lightglue.loss import UNMATCHABLE, matching_losses
 from keyglue.matching.nearest_neighbor import match_nearest
 from keyglue.training.export import write_joint_model
+from keyglue.training.grow import grow
 from keyglue.training.homographies import ViewSettings
 from keyglue.training.initialise import (
-    DESCRIPTOR_SCALE,
-    fold_scale,
+    close_projection,
     never_confident,
+    open_projection,
     share_cross_projections,
     start_as_nearest_neighbours,
     start_random,
@@ -49,6 +50,7 @@ class MatcherSettings:
         config: Settings of the matcher; the detector's are taken from the detector itself.
         start: Weights to begin with where no model is given: "nearest" (step 0 equals mutual nearest neighbours) or
             "random".
+        grow: Whether a smaller model to begin with grows to the size of ``config``; it stays as it is unless so.
         stage: "matching" trains all but the confidence heads, "confidence" the confidence heads alone.
         pairs: Pairs a batch.
         keypoints: Fewest and most keypoints an image; drawn for each batch, few more often than many, which cost more.
@@ -66,6 +68,7 @@ class MatcherSettings:
 
     config: LightGlueConfig = dataclasses.field(default_factory=LightGlueConfig)
     start: Literal["nearest", "random"] = "nearest"
+    grow: bool = False
     stage: Literal["matching", "confidence"] = "matching"
     pairs: int = 32
     keypoints: tuple[int, int] = (256, 256)
@@ -135,11 +138,7 @@ class MatcherTask(Task):
         self.sources = _sources(settings, photos, scenes or [])
         self._streams: dict[int, _Stream] = {}
         self._lock = threading.Lock()
-        # Without an input projection the scale is applied to the descriptors, and folded into the weights in the end.
-        self.scale = 1.0
-        matcher = start
-        if matcher is None:
-            matcher = self._new_matcher(detector)
+        matcher = self._new_matcher(detector) if start is None else _begun(start, settings, seed)
         share_cross_projections(matcher, new=start is None)
         self.module = _prepared(matcher, settings).to(photos.device)
         self.held_out = _describe_held_out(held_out, settings, self.detector)
@@ -155,9 +154,6 @@ class MatcherTask(Task):
             start_as_nearest_neighbours(matcher, sample, generator)
         else:
             start_random(matcher, generator)
-            if isinstance(matcher.input_projection, nn.Linear):
-                fold_scale(matcher, DESCRIPTOR_SCALE)
-        self.scale = 1.0 if isinstance(matcher.input_projection, nn.Linear) else DESCRIPTOR_SCALE
         return matcher
 
     def batch(self, stream: int, index: int) -> MatchBatch:
@@ -177,8 +173,6 @@ class MatcherTask(Task):
                 label = (_unmatchable(features0), _unmatchable(features1))
             else:
                 features0, features1, label = group.labelled(place, count)
-            if self.scale != 1.0:
-                features0, features1 = (_scaled(features, self.scale) for features in (features0, features1))
             pairs.append((features0, features1))
             labels.append(label)
         return MatchBatch(pairs, labels)
@@ -200,10 +194,9 @@ class MatcherTask(Task):
         return losses.assignment, {}
 
     def plain(self, module: nn.Module) -> LightGlueMatcher:
-        """Return a copy of the matcher in the published form, for descriptors of unit length."""
+        """Return a copy of the matcher in the published form."""
         matcher = copy.deepcopy(cast("LightGlueMatcher", module)).eval()
-        if self.scale != 1.0:
-            fold_scale(matcher, self.scale)
+        close_projection(matcher)
         return matcher
 
     def baseline(self) -> dict[str, float]:
@@ -273,6 +266,13 @@ def _sources(settings: MatcherSettings, photos: Photos, scenes: list[Scene]) -> 
     return sources
 
 
+def _begun(start: LightGlueMatcher, settings: MatcherSettings, seed: int) -> LightGlueMatcher:
+    """Return a trained matcher to go on from, larger where that is wanted."""
+    matcher = grow(start, settings.config, generator_for(seed, -4)) if settings.grow else start
+    open_projection(matcher)
+    return matcher
+
+
 def _prepared(matcher: LightGlueMatcher, settings: MatcherSettings) -> LightGlueMatcher:
     """Return the matcher in training mode, with those parameters trainable that the stage trains."""
     heads = set(matcher.token_confidence.parameters())
@@ -299,10 +299,6 @@ def _prepared(matcher: LightGlueMatcher, settings: MatcherSettings) -> LightGlue
 def _unmatchable(features: Features) -> Tensor:
     """Return labels (N,) that say that no keypoint has a match."""
     return torch.full((len(features),), UNMATCHABLE, device=features.device)
-
-
-def _scaled(features: Features, scale: float) -> Features:
-    return dataclasses.replace(features, descriptors=features.descriptors * scale)
 
 
 def _describe_held_out(

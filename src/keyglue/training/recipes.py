@@ -106,7 +106,13 @@ def lightglue_3d(size: Size = "small") -> Recipe:
             rooms=0.4,
             unrelated=0.2,
         ),
-        loop=LoopSettings(steps=5_000, learning_rate=5e-4, ema=0.998, validate_every=250, checkpoint_minutes=3),
+        loop=LoopSettings(
+            steps=5_000,
+            learning_rate=5e-4 if size == "small" else 3e-4,
+            ema=0.998,
+            validate_every=250,
+            checkpoint_minutes=3,
+        ),
     )
 
 
@@ -178,7 +184,7 @@ def find_recipe(name: str, size: Size | None = None) -> Recipe:
 
     Args:
         name: Name of one of the functions of this module.
-        size: Size of the matcher, for the recipes that have one.
+        size: Size of the matcher, for the recipes that have one; a smaller model to begin with then grows to it.
 
     Raises:
         InputError: There is no such recipe, or it has no size to choose.
@@ -189,4 +195,5 @@ def find_recipe(name: str, size: Size | None = None) -> Recipe:
         return RECIPES[name]()
     if not RECIPES[name].__code__.co_argcount:
         raise InputError(f"the recipe {name} has no size to choose.")
-    return RECIPES[name](size)
+    recipe = RECIPES[name](size)
+    return dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, grow=True))

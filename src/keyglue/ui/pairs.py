@@ -14,8 +14,8 @@ from keyglue.base.files import atomic_path
 from keyglue.ui.console import print_error, print_rows, with_progress
 
 if TYPE_CHECKING:
-    from keyglue.base.types import Features
     from keyglue.pipelines.matcher import Matcher
+    from keyglue.pipelines.photograph import Photograph
     from keyglue.pipelines.result import PairResult
 
 
@@ -119,11 +119,8 @@ def match_pairs(
             try:
                 # Images that are turned or resized in any case are not looked at as they are.
                 as_they_are = how["rotate"] in (0, "auto") and how["zoom"] in (1, "auto")
-                features = (described.take(pair.image0), described.take(pair.image1)) if as_they_are else None
-                if features is not None and (how["rotate"], how["zoom"], how["refine"]) == (0, 1, False):
-                    result = matcher.match_features(*features, seed=how["seed"])  # without reading the images again
-                else:
-                    result = matcher.match(pair.image0, pair.image1, features=features, **how)
+                take = described.take if as_they_are else str
+                result = matcher.match(take(pair.image0), take(pair.image1), **how)
                 _write(result, pair, files[pair])
                 matches += len(result)
             except (KeyglueError, OSError) as error:
@@ -142,17 +139,17 @@ def match_pairs(
 
 
 class _Described:
-    """Features of each image, computed at its first use and dropped after its last."""
+    """Each image read and described at its first use, and dropped after its last."""
 
     def __init__(self, matcher: Matcher, pairs: Iterable[Pair]) -> None:
         self._matcher = matcher
         self._uses = Counter(image for pair in pairs for image in (pair.image0, pair.image1))
-        self._known: dict[Path, Features | KeyglueError] = {}
+        self._known: dict[Path, Photograph | KeyglueError] = {}
 
-    def take(self, image: Path) -> Features:
+    def take(self, image: Path) -> Photograph:
         if image not in self._known:
             try:
-                self._known[image] = self._matcher.extract(image)
+                self._known[image] = self._matcher.prepare(image)
             except KeyglueError as error:
                 self._known[image] = error
         found = self._known[image]

@@ -39,7 +39,12 @@ def train(
         list[Path], typer.Option("--data", metavar="PATH", help="Folder of images, .tar file or scene; again for more.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run; the model goes to DIR/model.")],
-    size: Annotated[Size | None, typer.Option("--size", help="Size of the matcher. Default: small.")] = None,
+    size: Annotated[
+        Size | None,
+        typer.Option(
+            "--size", help="Size of the matcher; a smaller --start grows to it. Default: small, or the start's."
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option("--minutes", metavar="N", help="Train for so long in all instead of the recipe's steps."),
