@@ -112,6 +112,20 @@ def test_a_larger_matcher_begins_with_the_same_assignments(
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_matcher_as_wide_as_the_descriptors_grows_in_layers_or_stays(
+    detector: SuperPointForKeypointDetection, pair: Pair, layers: int
+) -> None:
+    plain = _random(_config(detector, 256))
+    close_projection(plain)
+    large = grow(plain, _config(detector, 256, layers), torch.Generator().manual_seed(1)).eval()
+    close_projection(large)
+    assert isinstance(plain.input_projection, nn.Identity)
+    with torch.no_grad():
+        expected, found = plain.log_assignments(*pair), large.log_assignments(*pair)
+    _assert_equal(found, [expected[number * 2 // layers] for number in range(layers)])
+
+
 def test_grown_from_the_bundled_matcher_it_matches_alike(described: dict[str, Features]) -> None:
     small = LightGlueMatcher.from_pretrained()
     large = grow(small, matcher_config("base"), torch.Generator().manual_seed(0)).eval()

@@ -48,7 +48,7 @@ def test_the_commands_of_the_guide_run_one_after_the_other(
     Path("scenes").mkdir()
     (tmp_path / "scenes" / "office").symlink_to(depth_folder)
     commands = _commands()
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         done = CliRunner().invoke(app, _shortened(command))
         assert done.exit_code == 0, f"{command}\n{done.output}"

@@ -8,6 +8,7 @@ Shapes: D width of the small matcher, D' = r D of the large one, I of the detect
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from keyglue.matching.lightglue.confidence import TokenConfidence
 from keyglue.matching.lightglue.configuration import LightGlueConfig
 from keyglue.matching.lightglue.layer import MLP, TransformerLayer
 from keyglue.matching.lightglue.lightglue import LightGlueMatcher
-from keyglue.training.initialise import never_confident, start_random
+from keyglue.training.initialise import never_confident, open_projection, start_random
 
 # New rows of a map whose products with itself are taken would never leave zero: their size, as a share of that of the
 # old rows. The products change by its square.
@@ -33,7 +34,7 @@ def grow(matcher: LightGlueMatcher, config: LightGlueConfig, generator: torch.Ge
     """Return a matcher of another size that does what a smaller one does.
 
     Args:
-        matcher: The trained one, with an input projection; it stays as it is.
+        matcher: The trained one; it stays as it is.
         config: Gives width and number of layers; all else stays the small one's.
         generator: Source of randomness.
 
@@ -55,6 +56,8 @@ def grow(matcher: LightGlueMatcher, config: LightGlueConfig, generator: torch.Ge
         raise ConfigError("a matcher whose heads share keys and values cannot be grown.")
     if not old.attention_bias:
         raise ConfigError("a matcher whose attention has no biases cannot be grown.")
+    matcher = copy.deepcopy(matcher)
+    open_projection(matcher)
     size = {"descriptor_dim": config.descriptor_dim, "num_hidden_layers": config.num_hidden_layers}
     large = LightGlueMatcher(old.replace(**size))
     start_random(large, generator)

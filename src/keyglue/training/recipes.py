@@ -98,7 +98,7 @@ def lightglue_3d(size: Size = "small") -> Recipe:
         name="lightglue_3d",
         task=MatcherSettings(
             config=matcher_config(size),
-            pairs=16,
+            pairs=16 if size == "small" else 8,  # 10 GB a process would not leave room for two
             keypoints=(128, 640),
             views=ViewSettings(size=(240, 320), max_angle=40.0, zoom=2.0),
             light=_STRONG_LIGHT,
@@ -108,6 +108,7 @@ def lightglue_3d(size: Size = "small") -> Recipe:
         ),
         loop=LoopSettings(
             steps=5_000,
+            accumulate=1 if size == "small" else 2,
             learning_rate=5e-4 if size == "small" else 3e-4,
             ema=0.998,
             validate_every=250,
