@@ -22,6 +22,7 @@ from keyglue.multiview.epipolar import (
     pose_inliers,
     sampson_distance,
 )
+from keyglue.multiview.polish import polish_fundamental, polish_homography, polish_pose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class PoseLibBackend:
 
 
 class OpenCVBackend:
-    """MAGSAC++ of OpenCV, with its own random state: OpenCV's global one is left alone."""
+    """MAGSAC++ of OpenCV, with its own random state (OpenCV's global one is left alone), and a last step of our own."""
 
     def __init__(self) -> None:
         import cv2
@@ -105,11 +106,13 @@ class OpenCVBackend:
 
     def homography(self, points0: Array, points1: Array, options: RansacOptions) -> Array | None:
         """Return a homography (3, 3)."""
-        return self._run(self._library.findHomography, points0, points1, self._parameters(options))
+        found = self._run(self._library.findHomography, points0, points1, self._parameters(options))
+        return None if found is None else polish_homography(found, points0, points1, options.threshold)
 
     def fundamental(self, points0: Array, points1: Array, options: RansacOptions) -> Array | None:
         """Return a fundamental matrix (3, 3)."""
-        return self._run(self._library.findFundamentalMat, points0, points1, self._parameters(options))
+        found = self._run(self._library.findFundamentalMat, points0, points1, self._parameters(options))
+        return None if found is None else polish_fundamental(found, points0, points1, options.threshold)
 
     def relative_pose(
         self, points0: Array, points1: Array, camera0: Camera, camera1: Camera, options: RansacOptions
@@ -118,7 +121,7 @@ class OpenCVBackend:
         no_distortion = np.zeros(5)
         matrices = (camera0.matrix, camera1.matrix, no_distortion, no_distortion)
         essential = self._run(self._library.findEssentialMat, points0, points1, *matrices, self._parameters(options))
-        if essential is None or not np.isfinite(essential).all():
+        if essential is None:
             return None
         fundamental = fundamental_from_essential(essential, camera0, camera1)
         near = sampson_distance(fundamental, points0, points1) < options.threshold
@@ -129,15 +132,15 @@ class OpenCVBackend:
 
         # The points of a plane fit two essential matrices exactly. OpenCV does not look which of them has the points
         # in front of the cameras, so half the time it returns the wrong one; the plane's homography gives both.
-        if support(pose) >= 0.9 * near.sum():
-            return pose
-        return max([pose, *self._poses_of_plane(points0, points1, camera0, camera1, options)], key=support)
+        if support(pose) < 0.9 * near.sum():
+            pose = max([pose, *self._poses_of_plane(points0, points1, camera0, camera1, options)], key=support)
+        return polish_pose(*pose, points0, points1, camera0, camera1, options.threshold)
 
     def _poses_of_plane(
         self, points0: Array, points1: Array, camera0: Camera, camera1: Camera, options: RansacOptions
     ) -> list[tuple[Array, Array]]:
         homography = self.homography(points0, points1, options)
-        if homography is None or not np.isfinite(homography).all():
+        if homography is None:
             return []
         calibrated = np.linalg.inv(camera1.matrix) @ homography @ camera0.matrix
         _, rotations, translations, _ = self._library.decomposeHomographyMat(calibrated, np.eye(3))
@@ -162,7 +165,7 @@ class OpenCVBackend:
             matrix = estimate(*arguments)[0]
         except self._library.error:
             return None  # OpenCV raises where it finds nothing in some versions, and returns nothing in others
-        return matrix if matrix is not None and matrix.shape == (3, 3) else None
+        return matrix if matrix is not None and matrix.shape == (3, 3) and np.isfinite(matrix).all() else None
 
 
 _BACKENDS: dict[str, tuple[str, type[PoseLibBackend] | type[OpenCVBackend]]] = {

@@ -2,8 +2,7 @@
 
 A sample says which correspondences are right; how exactly the answer lies is known best from all of these, the closest
 counting most. So the sum of log(1 + (e / s)^2) is minimised (the Cauchy loss), over errors e that are cut off at the
-threshold, where s is the median error of what lies below it. The libraries' own last steps count an error of two pixels
-as much as one of none, or stop early.
+threshold, where s is the median error of what lies below it.
 
 Points are (N, 2) float64 pixels without lens distortion.
 """

@@ -5,7 +5,6 @@ inliers (S,). The same rules hold for all of them:
 
 - An inlier is judged by the estimate that is returned, with keyglue's own distance, whatever the backend: the transfer
   error into image 1 for a homography, the Sampson distance for the rest, both in pixels and below ``threshold``.
-- Whatever the backend, what it finds is fitted once more to all that agrees with it: see ``polish``.
 - Too few points, points that do not determine the answer (all within ``threshold`` of one line; for a fundamental
   matrix also an exact plane), or no agreement: the matrix is None and there are no inliers. That is an answer, not an
   error. A pure rotation leaves the translation of a pose undetermined without being noticed.
@@ -25,7 +24,6 @@ from keyglue.multiview.backends import RansacOptions, make_backend
 from keyglue.multiview.cameras import Camera, as_camera
 from keyglue.multiview.epipolar import essential_from_pose, pose_inliers, sampson_distance
 from keyglue.multiview.homography import dlt_homography, normalisation, normalise_matrix, transfer_error
-from keyglue.multiview.polish import polish_fundamental, polish_homography, polish_pose
 
 Mask = NDArray[np.bool_]
 
@@ -109,7 +107,6 @@ def estimate_homography(
         raw = solver.homography(first, second, options)
         matrix = None if raw is None else normalise_matrix(raw)
         if matrix is not None:
-            matrix = polish_homography(matrix, first, second, threshold)
             inliers = transfer_error(matrix, first, second) < threshold
             agreeing = first[inliers], second[inliers]
             if _spread_out(*agreeing, threshold, "homography") and dlt_homography(*agreeing) is not None:
@@ -149,8 +146,7 @@ def estimate_fundamental(
         matrix = solver.fundamental(first, second, options)
         length = 0.0 if matrix is None else np.linalg.norm(matrix)
         if matrix is not None and np.isfinite(length) and length > 0:
-            matrix = polish_fundamental(matrix / length, first, second, threshold)
-            matrix = matrix / np.linalg.norm(matrix)
+            matrix = matrix / length
             inliers = sampson_distance(matrix, first, second) < threshold
             agreeing = first[inliers], second[inliers]
             if _spread_out(*agreeing, threshold, "fundamental") and _determines_fundamental(*agreeing):
@@ -224,7 +220,7 @@ def estimate_relative_pose(
         pose = solver.relative_pose(first, second, lens0, lens1, options)
         length = 0.0 if pose is None else np.linalg.norm(pose[1])
         if pose is not None and np.isfinite(pose[0]).all() and np.isfinite(length) and length > 0:
-            R, t = polish_pose(pose[0], pose[1] / length, first, second, lens0, lens1, threshold)
+            R, t = pose[0], pose[1] / length
             inliers = pose_inliers(R, t, first, second, lens0, lens1, threshold)
             if _spread_out(first[inliers], second[inliers], threshold, "pose"):
                 return RelativePose(R, t, inliers)
