@@ -13,6 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import keyglue
+from keyglue.pipelines import photograph
+from keyglue.ui import pairs
 from keyglue.ui.cli import app
 
 SMALL = ("--resize", "240", "--max-keypoints", "128", "--device", "cpu")
@@ -86,6 +88,29 @@ def test_each_image_is_described_once_and_a_broken_one_is_left_out(folder: Path,
     assert len(single) > 20
     with Image.open(out / names[3]) as picture:
         assert picture.width >= 2 * 741
+
+
+def test_beyond_the_memory_for_what_images_look_like_files_are_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    again = photograph._read_again
+    monkeypatch.setattr(
+        photograph, "_read_again", lambda image, size: (read.append(Path(image).name), again(image, size))[1]
+    )
+    (folder / "pairs.txt").write_text(
+        "motorcycle_left.png motorcycle_right.png\nmotorcycle_left.png coffee.png\ncoffee.png motorcycle_right.png\n"
+    )
+    command = ("match", "--pairs", folder / "pairs.txt", "--rotate", "0", "--zoom", "1", *SMALL)
+    assert run(*command, "-o", folder / "roomy").exit_code == 0
+    assert read == []
+    monkeypatch.setattr(pairs, "_MOST_BYTES", 240 * 162 * 4)  # one photograph
+    assert run(*command, "-o", folder / "tight").exit_code == 0
+    assert read == 2 * ["motorcycle_right.png"], "coffee.png is kept in the place of what was done with"
+    name = "motorcycle_left.png__motorcycle_right.png.npz"
+    with np.load(folder / "roomy" / name) as roomy, np.load(folder / "tight" / name) as tight:
+        np.testing.assert_array_equal(roomy["points1"], tight["points1"])
+        assert len(roomy["points1"]) > 20
 
 
 def test_a_second_run_makes_only_what_is_missing(folder: Path, described: list[str]) -> None:

@@ -99,16 +99,7 @@ class Matcher:
         return self.model.config.num_hidden_layers
 
     def extract(self, image: ImageInput, *, mask: ImageInput | None = None) -> Features:
-        """Describe one image; keep the Features to match it many times.
-
-        Args:
-            image: Path, address, PIL image, array or tensor.
-            mask: Of the image's size, nonzero where keypoints are wanted.
-
-        Raises:
-            ImageError: The image cannot be read.
-            InputError: The mask does not fit the image.
-        """
+        """Describe one image, to keep its Features and match it many times; arguments and errors as of ``prepare``."""
         photograph = self.prepare(image, mask=mask)
         features = cast("Features", photograph.features)
         size = photograph.size

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from keyglue.pipelines.photograph import Photograph
     from keyglue.pipelines.result import PairResult
 
+# Memory for what images look like: some 300 photographs as the model sees them by default.
+_MOST_BYTES = 1 << 30
 
-@dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True)
 class Pair:
     """One line of a pairs file.
 
@@ -139,26 +142,43 @@ def match_pairs(
 
 
 class _Described:
-    """Each image read and described at its first use, and dropped after its last."""
+    """Each image read and described at its first use, and dropped after its last.
+
+    What images look like is kept of so many only; the others are read again for each of their pairs.
+    """
 
     def __init__(self, matcher: Matcher, pairs: Iterable[Pair]) -> None:
         self._matcher = matcher
         self._uses = Counter(image for pair in pairs for image in (pair.image0, pair.image1))
         self._known: dict[Path, Photograph | KeyglueError] = {}
+        self._kept = 0
 
     def take(self, image: Path) -> Photograph:
         if image not in self._known:
             try:
-                self._known[image] = self._matcher.prepare(image)
+                self._known[image] = self._bounded(self._matcher.prepare(image))
             except KeyglueError as error:
                 self._known[image] = error
         found = self._known[image]
         self._uses[image] -= 1
         if self._uses[image] == 0:
             del self._known[image]
+            self._kept -= _bytes(found)
         if isinstance(found, KeyglueError):
             raise found
         return found
+
+    def _bounded(self, photograph: Photograph) -> Photograph:
+        self._kept += _bytes(photograph)
+        if self._kept <= _MOST_BYTES:
+            return photograph
+        self._kept -= _bytes(photograph)
+        return dataclasses.replace(photograph, brightness=None)
+
+
+def _bytes(known: Photograph | KeyglueError) -> int:
+    brightness = None if isinstance(known, KeyglueError) else known.brightness
+    return 0 if brightness is None else brightness.nbytes
 
 
 def _write(result: PairResult, pair: Pair, files: Iterable[Path]) -> None:
