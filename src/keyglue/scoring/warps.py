@@ -30,7 +30,7 @@ _LEAST_OVERLAP = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
-class Photograph:
+class PhotographFile:
     """A file in a folder or in a tar archive.
 
     Attributes:
@@ -52,21 +52,21 @@ class Photograph:
             return stream.read(self.length)
 
 
-def find_photographs(folder: Path) -> list[Photograph]:
+def find_photographs(folder: Path) -> list[PhotographFile]:
     """List the photographs of a folder, of the tar archives in it, or of one archive, by name.
 
     Raises:
         InputError: There are none, or two have the same name.
     """
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-    found: list[Photograph] = []
+    found: list[PhotographFile] = []
     for file in files:
         if file.suffix.lower() == ".tar":
             with tarfile.open(file) as archive:
                 members = [member for member in archive if member.isfile()]
-            found += [Photograph(Path(m.name).name, file, m.offset_data, m.size) for m in members]
+            found += [PhotographFile(Path(m.name).name, file, m.offset_data, m.size) for m in members]
         else:
-            found.append(Photograph(file.name, file))
+            found.append(PhotographFile(file.name, file))
     found = sorted(
         (photograph for photograph in found if Path(photograph.name).suffix.lower() in _SUFFIXES),
         key=lambda photograph: photograph.name,
@@ -138,7 +138,7 @@ def random_view(generator: np.random.Generator, size: Size, difficulty: float) -
     return H
 
 
-def _pair(photograph: Photograph, seed: int, difficulty: float) -> ScoredPair:
+def _pair(photograph: PhotographFile, seed: int, difficulty: float) -> ScoredPair:
     size = file_size(photograph.content(), photograph.name)
     digest = hashlib.sha1(photograph.name.encode(), usedforsecurity=False).digest()
     generator = np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
@@ -167,7 +167,7 @@ def _overlap(H: Array, size: Size) -> float:
     return float(((mapped >= -0.5) & (mapped < (width - 0.5, height - 0.5))).all(axis=1).mean())
 
 
-def _read_view(photograph: Photograph, view: Array, seed: int, difficulty: float) -> Tensor:
+def _read_view(photograph: PhotographFile, view: Array, seed: int, difficulty: float) -> Tensor:
     """Return a view as (1, h, w) from 0 to 255, with a change of light and the camera's blur and noise."""
     array = decode_file(photograph.content(), photograph.name, MAX_PIXELS)
     gray = to_grayscale(to_pixels(array, photograph.name, guess_range=False).float())

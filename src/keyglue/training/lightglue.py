@@ -32,6 +32,7 @@ from keyglue.training.initialise import (
     start_random,
 )
 from keyglue.training.labels import Labels
+from keyglue.training.patterns import PatternSettings, make_patterns
 from keyglue.training.photometric import PhotometricSettings
 from keyglue.training.photos import Photos
 from keyglue.training.precision import autocast
@@ -61,6 +62,8 @@ class MatcherSettings:
         scenes: Share of the pairs that come from scenes, where there are any.
         rooms: Share of the pairs that show rooms made up at random with photographs on their walls.
         room: What these are like.
+        patterns: Share of the pairs that show pictures which repeat themselves, made of the photographs.
+        pattern: What these are like.
         unrelated: Share of the pairs that show two different things, so that "no match" is learned.
         first_stop: Layer, counted from 1, after which the first pairs may stop: the confidence heads before it never
             are. Unrelated images seem settled after few layers, with false matches that later ones drop.
@@ -83,6 +86,8 @@ class MatcherSettings:
     scenes: float = 0.5
     rooms: float = 0.0
     room: RoomSettings = dataclasses.field(default_factory=RoomSettings)
+    patterns: float = 0.0
+    pattern: PatternSettings = dataclasses.field(default_factory=PatternSettings)
     unrelated: float = 0.06
     first_stop: int = 1
 
@@ -93,8 +98,9 @@ class MatcherSettings:
             raise ConfigError("views of photographs and of scenes must be of one size.")
         if self.first_stop < 1:
             raise ConfigError(f"first_stop must be at least 1, got {self.first_stop}.")
-        if min(self.scenes, self.rooms) < 0 or self.scenes + self.rooms > 1:
-            raise ConfigError("the shares of scenes and rooms must be at least 0 and at most 1 together.")
+        shares = (self.scenes, self.rooms, self.patterns)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ConfigError("the shares of scenes, rooms and patterns must be at least 0 and at most 1 together.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +141,7 @@ class MatcherTask(Task):
         most = settings.keypoints[1]
         self.detector = copy.deepcopy(detector).to(photos.device).eval()
         self.detector.config = detector.config.replace(max_keypoints=most, keypoint_threshold=0.0)
-        self.sources = _sources(settings, photos, scenes or [])
+        self.sources = _sources(settings, photos, scenes or [], seed)
         self._streams: dict[int, _Stream] = {}
         self._lock = threading.Lock()
         matcher = self._new_matcher(detector) if start is None else _begun(start, settings, seed)
@@ -255,13 +261,16 @@ class _Stream:
         return describe(plan, task.detector, settings.light, generator)
 
 
-def _sources(settings: MatcherSettings, photos: Photos, scenes: list[Scene]) -> list[tuple[float, Source]]:
+def _sources(settings: MatcherSettings, photos: Photos, scenes: list[Scene], seed: int) -> list[tuple[float, Source]]:
     """Return where groups of views come from, each with its share."""
     sources: list[tuple[float, Source]] = [(1.0, PhotoSource(photos, settings.views))]
     if scenes and settings.scenes > 0:
         sources.append((settings.scenes, SceneSource(scenes, settings.scene_views)))
     if settings.rooms > 0:
         sources.append((settings.rooms, RoomSource(photos, settings.views.size, settings.room)))
+    if settings.patterns > 0:
+        patterns = make_patterns(photos, settings.pattern, generator_for(seed, -5))
+        sources.append((settings.patterns, PhotoSource(patterns, settings.views)))
     sources[0] = (1.0 - sum(share for share, _ in sources[1:]), sources[0][1])
     return sources
 

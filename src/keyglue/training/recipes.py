@@ -93,7 +93,7 @@ def lightglue_homography(size: Size = "small") -> Recipe:
 
 
 def lightglue_3d(size: Size = "small") -> Recipe:
-    """LightGlue after its homographies, with more keypoints, on made-up rooms and, where given, on scenes too."""
+    """LightGlue after its homographies, with more keypoints, on made-up rooms and patterns, and on scenes if given."""
     return Recipe(
         name="lightglue_3d",
         task=MatcherSettings(
@@ -103,7 +103,8 @@ def lightglue_3d(size: Size = "small") -> Recipe:
             views=ViewSettings(size=(240, 320), max_angle=40.0, zoom=2.0),
             light=_STRONG_LIGHT,
             scenes=0.2,
-            rooms=0.4,
+            rooms=0.35,
+            patterns=0.15,
             unrelated=0.2,
         ),
         loop=LoopSettings(
@@ -130,6 +131,7 @@ def lightglue_confidence(size: Size = "small") -> Recipe:
             light=_STRONG_LIGHT,
             scenes=0.2,
             rooms=0.3,
+            patterns=0.1,
             unrelated=0.3,
             first_stop=3,
         ),
