@@ -17,7 +17,7 @@ from keyglue.training.lightglue import MatcherSettings, MatcherTask
 from keyglue.training.patterns import PatternSettings, make_patterns
 from keyglue.training.photos import Photos, load_photos
 
-EVEN = PatternSettings(count=4, tile=(40, 40), own=(0.0, 0.0), gain=0.0, brightness=0.0, joint=0, shade=0.0)
+EVEN = PatternSettings(count=4, pages=0.0, tile=(40, 40), own=(0.0, 0.0), gain=0.0, brightness=0.0, joint=0, shade=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,21 @@ def test_joints_lie_between_tiles(photos: Photos) -> None:
     for picture in gray:
         assert (picture[40] - picture[0]).abs().max() <= 1
         assert (picture[20] - picture[0]).abs().max() > 1
+
+
+def test_pages_are_ink_on_paper(photos: Photos) -> None:
+    small, large = (
+        _pictures(photos, PatternSettings(count=6, pages=1.0, shade=0.0, letters=(size, size))) for size in (9, 36)
+    )
+    changes: list[list[float]] = []
+    for pictures in (small, large):
+        changes.append([])
+        for picture in pictures:
+            paper = picture.mode().values.mode().values
+            share = ((picture - paper).abs() < 3).float().mean()
+            assert 0.4 < share < 0.97
+            changes[-1].append(float((picture[:, 1:] - picture[:, :-1]).abs().gt(30).float().mean()))
+    assert sum(changes[0]) > 1.5 * sum(changes[1]), "smaller letters have more edges"
 
 
 def test_the_same_generator_gives_the_same_pictures_and_another_others(photos: Photos) -> None:

@@ -1,8 +1,9 @@
-"""Pictures that repeat themselves, made of photographs: brickwork, tiles, rows of windows.
+"""Pictures that repeat themselves, of photographs and of letters: brickwork, tiles, rows of windows, printed pages.
 
 Among photographs they are rare, and a matcher that has seen few of them takes what looks alike for what has no match.
 Here a piece of a photograph is laid out in rows; each copy differs a little, as bricks do, by a piece of its own that
-is mixed in, and by its brightness.
+is mixed in, and by its brightness. A page has columns of words in one size, often the same ones, and sometimes a
+photograph.
 
 Shapes: h w pixels, R rows of C tiles.
 """
@@ -11,13 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from keyglue.training.photos import Photos
 
 _SIZE = (480, 640)
+_LETTERS = "eeeeetttaaaooiinnsshhrrddllcumwfgypbvkjxqzETAOINSHRDLCU0123456789.,;:-()"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,21 +30,25 @@ class PatternSettings:
 
     Attributes:
         count: How many are made; views are drawn of these.
+        pages: Share of them that are printed pages.
         tile: Smallest and largest height and width of a tile in pixels.
         own: Smallest and largest share that a tile's own piece has in it.
         gain: Standard deviation of the tiles' contrast, whose mean is 1.
         brightness: Standard deviation of the tiles' brightness, of 255.
         joint: Largest width of the gaps between tiles in pixels.
         shade: How much darker or lighter parts of the whole picture are at most.
+        letters: Smallest and largest size of letters in pixels.
     """
 
-    count: int = 300
+    count: int = 400
+    pages: float = 0.4
     tile: tuple[int, int] = (16, 112)
     own: tuple[float, float] = (0.05, 0.8)
     gain: float = 0.15
     brightness: float = 12.0
     joint: int = 5
     shade: float = 0.3
+    letters: tuple[int, int] = (9, 36)
 
 
 def make_patterns(photos: Photos, settings: PatternSettings, generator: torch.Generator) -> Photos:
@@ -51,7 +59,8 @@ def make_patterns(photos: Photos, settings: PatternSettings, generator: torch.Ge
         settings: What the pictures are like.
         generator: Source of randomness, on the CPU.
     """
-    pictures = [_pattern(photos, settings, generator) for _ in range(settings.count)]
+    kinds = (torch.rand(settings.count, generator=generator) < settings.pages).tolist()
+    pictures = [(_page if is_page else _pattern)(photos, settings, generator) for is_page in kinds]
     return Photos.of_images([f"pattern{number}" for number in range(settings.count)], pictures)
 
 
@@ -88,9 +97,52 @@ def _pattern(photos: Photos, settings: PatternSettings, generator: torch.Generat
     mixed = (1 + normal(settings.gain))[row, column] * mixed + normal(settings.brightness)[row, column]
     joint = min(_integer((0, settings.joint), generator), height // 4, width // 4)
     mixed = torch.where((down < joint) | (across < joint), 255 * float(numbers(1)), mixed)
-    shade = 1 + settings.shade * (2 * numbers(1, 1, 3, 4) - 1).to(device)
-    mixed = mixed * F.interpolate(shade, _SIZE, mode="bicubic", align_corners=True)[0, 0]
-    return mixed.clamp(0, 255)
+    return _shaded(mixed, settings, generator)
+
+
+def _page(photos: Photos, settings: PatternSettings, generator: torch.Generator) -> Tensor:
+    """Return one printed page (h, w), values 0 to 255."""
+
+    def number(low: int, high: int) -> int:
+        return _integer((low, high), generator)
+
+    paper, ink = number(170, 255), number(0, 90)
+    if number(0, 4) == 0:
+        paper, ink = ink, paper
+    page = Image.new("L", (_SIZE[1], _SIZE[0]), paper)
+    draw = ImageDraw.Draw(page)
+    size = number(*settings.letters)
+    font = ImageFont.load_default(size)
+    words = [
+        "".join(_LETTERS[number(0, len(_LETTERS) - 1)] for _ in range(number(1, 10))) for _ in range(number(20, 200))
+    ]
+    lengths = [draw.textlength(f"{word} ", font) for word in words]
+    columns = number(1, 3)
+    width, gap, line = _SIZE[1] // columns, number(8, 30), int(size * (1.2 + 0.1 * number(0, 6)))
+    for column in range(columns):
+        left, top = column * width + gap, gap
+        while top < _SIZE[0] - line:
+            text, room = "", number(width // 3, width) if number(0, 6) == 0 else width - 2 * gap
+            while room > 0:
+                chosen = int(len(words) * float(torch.rand(1, generator=generator)) ** 2)
+                text, room = f"{text}{words[chosen]} ", room - lengths[chosen]
+            draw.text((left, top), text, ink, font)
+            top += line * (2 if number(0, 9) == 0 else 1)
+        if columns > 1 and number(0, 1):
+            draw.line((column * width, gap, column * width, _SIZE[0] - gap), ink, number(1, 2))
+    drawn = torch.from_numpy(np.array(page)).float().to(photos.device)
+    if number(0, 2) == 0:
+        extent = number(80, 240), number(80, 320)
+        top, left = number(0, _SIZE[0] - extent[0]), number(0, _SIZE[1] - extent[1])
+        drawn[top : top + extent[0], left : left + extent[1]] = _piece(photos, extent, generator)
+    return _shaded(drawn, settings, generator)
+
+
+def _shaded(picture: Tensor, settings: PatternSettings, generator: torch.Generator) -> Tensor:
+    """Return a picture (h, w) with parts darker and lighter than others."""
+    shade = 1 + settings.shade * (2 * torch.rand((1, 1, 3, 4), generator=generator) - 1)
+    spread = F.interpolate(shade.to(picture), _SIZE, mode="bicubic", align_corners=True)[0, 0]
+    return (picture * spread).clamp(0, 255)
 
 
 def _piece(photos: Photos, size: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -103,8 +103,8 @@ def lightglue_3d(size: Size = "small") -> Recipe:
             views=ViewSettings(size=(240, 320), max_angle=40.0, zoom=2.0),
             light=_STRONG_LIGHT,
             scenes=0.2,
-            rooms=0.35,
-            patterns=0.15,
+            rooms=0.3,
+            patterns=0.2,
             unrelated=0.2,
         ),
         loop=LoopSettings(
