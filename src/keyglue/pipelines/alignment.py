@@ -21,8 +21,8 @@ Complex = NDArray[np.complexfloating[Any, Any]]
 _SEEDS, _SHORTEST = 40, 0.01
 # A similarity is only what all matches have in common roughly: largest error as a share of the diagonal.
 _TOLERANCE = 0.08
-# The same for a homography, the number of samples of four matches that are tried, and the smallest share of the scores
-# that has to agree.
+# The same for a homography, the number of samples of four matches that are tried unless told, and the smallest share of
+# the scores that has to agree unless told.
 _PLANE_TOLERANCE, _SAMPLES, _PLANE_SHARE = 0.012, 500, 0.5
 
 
@@ -135,8 +135,10 @@ def common_parts(
     return part0, box(corners(size0) * factor + shift, points1[inliers], size1)
 
 
-def find_plane(points0: Float, points1: Float, scores: Float, size1: Size) -> tuple[Float, NDArray[np.bool_]] | None:
-    """Return the homography that most matches roughly agree with, if about half of them do.
+def find_plane(
+    points0: Float, points1: Float, scores: Float, size1: Size, *, share: float = _PLANE_SHARE, tries: int = _SAMPLES
+) -> tuple[Float, NDArray[np.bool_]] | None:
+    """Return the homography that most matches roughly agree with, if enough of them do.
 
     The samples are always the same ones, so the same matches always give the same answer.
 
@@ -145,6 +147,8 @@ def find_plane(points0: Float, points1: Float, scores: Float, size1: Size) -> tu
         points1: (S, 2) where they are in image 1.
         scores: (S,) scores of the matches.
         size1: Height and width of image 1.
+        share: Smallest share of the scores that has to agree.
+        tries: Number of samples of four matches that are tried.
 
     Returns:
         (3, 3) homography from image 0 to image 1 and (S,) booleans, the matches that agree; None where too few do.
@@ -154,7 +158,7 @@ def find_plane(points0: Float, points1: Float, scores: Float, size1: Size) -> tu
     tolerance = _PLANE_TOLERANCE * math.hypot(*size1)
     chance = np.maximum(scores, 1e-6) / np.maximum(scores, 1e-6).sum()
     # The four largest of perturbed logarithms are four matches drawn without replacement, the sure ones more often.
-    lots = np.log(chance) + np.random.default_rng(0).gumbel(size=(_SAMPLES, len(scores)))
+    lots = np.log(chance) + np.random.default_rng(0).gumbel(size=(tries, len(scores)))
     samples = np.argpartition(-lots, 3, axis=1)[:, :4]
     matrices = homography_from_corners(points0[samples], points1[samples])
     x, y, depth = np.moveaxis(matrices @ np.c_[points0, np.ones(len(points0))].T, 1, 0)
@@ -168,7 +172,7 @@ def find_plane(points0: Float, points1: Float, scores: Float, size1: Size) -> tu
         if H is None:
             return None
         best = transfer_error(H, points0, points1) < tolerance
-    return None if H is None or scores @ best < _PLANE_SHARE * scores.sum() else (H, best)
+    return None if H is None or scores @ best < share * scores.sum() else (H, best)
 
 
 def deformations(H: Float, points: Float) -> Float:

@@ -4,31 +4,26 @@ Descriptors hold to some 45 degrees of rotation and a factor of 1.5 in size. So 
 Where they then do not seem to show the same, turns and sizes are tried on small copies. What the two have in common is
 then cut out, brought to one size and the same way up, and matched again. Where most matches agree on a plane that is
 seen from another side, image 1 is warped to look like image 0, and matched once more.
+
+In pictures that repeat themselves (brickwork, printed pages) the right partners are the best ones, with scores far
+below the threshold. Where hardly anything matches, the plane that most of these agree on is looked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
-import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+import torch
 
-from keyglue.base.devices import to_device
-from keyglue.base.errors import InputError
-from keyglue.base.types import Features, Matches
-from keyglue.images.resize import resize_mask, to_grayscale
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.probability import STRONG, match_probability
-from keyglue.pipelines.alignment import Similarity, common_parts, deformations, find_plane, find_similarity
+from keyglue.pipelines.alignment import Similarity, common_parts, deformations, find_plane
+from keyglue.pipelines.pair import FEWEST, Outcome, Pair
 from keyglue.pipelines.photograph import Photograph, Size
-from keyglue.pipelines.refinement import refine_matches
 from keyglue.pipelines.views import Float, Prepare, View, Warp, shrunk
 
 # Long side of the copies on which turns and sizes are tried, which sizes, and how many of the best are looked into.
@@ -40,8 +35,6 @@ _CANDIDATES = 3
 _SURE, _SURE_SHARE = 0.9, 0.05
 # Of small copies this makes it certain that no other turn or size does better: wrong ones come to 0.997.
 _CERTAIN = 0.999
-# Matches that have to agree on a similarity.
-_FEWEST = 8
 # Up to these views count as alike: nothing is gained by turning or resizing.
 _ALIKE_DEGREES, _ALIKE_ZOOM = 25.0, 1.4
 # Turns nearer than this to a quarter turn are one, which moves pixels without blurring them; sizes that differ by less
@@ -52,143 +45,10 @@ _SNAP_DEGREES, _SNAP_ZOOM = 8.0, 1.15
 _STRAIGHT = 0.2
 # How many times larger than it is a part may be shown.
 _LARGEST = 2.0
-
-
-class Look(NamedTuple):
-    """An image as the model saw it: the view, and Features in pixels of that view."""
-
-    view: View | Warp
-    features: Features
-
-    @property
-    def keypoints(self) -> NDArray[np.floating]:
-        """(N, 2) keypoints in pixels of the image."""
-        return self.view.to_image(self.features.keypoints.detach().cpu().numpy())
-
-
-class Outcome(NamedTuple):
-    """How two images matched best.
-
-    Args:
-        look0: Image 0.
-        look1: Image 1.
-        matches: What matched.
-        degrees: How far image 1 was turned counter-clockwise.
-        zoom: How many times larger things were taken to be in image 0 than in image 1, with both at the size at which
-            the model sees whole images.
-        milliseconds: Time of "describe" and "match", of all that was tried, and of "refine".
-    """
-
-    look0: Look
-    look1: Look
-    matches: Matches
-    degrees: float
-    zoom: float
-    milliseconds: dict[str, float]
-
-    @property
-    def points(self) -> tuple[Float, Float]:
-        """(S, 2) matched points of image 0 and of image 1."""
-        index = self.matches.indices.cpu().numpy()
-        points0, points1 = self.look0.keypoints[index[:, 0]], self.look1.keypoints[index[:, 1]]
-        return points0.astype(np.float64), points1.astype(np.float64)
-
-    @property
-    def scores(self) -> Float:
-        """(S,) scores of the matches."""
-        return self.matches.scores.detach().cpu().double().numpy()
-
-    @property
-    def support(self) -> float:
-        """Sum of the matches' scores."""
-        return float(self.matches.scores.sum())
-
-
-class _Pair:
-    """Two images and how they have been looked at: no view is described twice.
-
-    Args:
-        model: Detector and matcher.
-        prepare: As for ``ViewSearch``.
-        images: The images.
-    """
-
-    def __init__(
-        self, model: LightGlueForKeypointMatching, prepare: Prepare, images: tuple[Photograph, Photograph]
-    ) -> None:
-        self.model, self._prepare = model, prepare
-        # However often they are looked at, files are read once.
-        self.images = [dataclasses.replace(image, load=functools.cache(image.load)) for image in images]
-        self._known: dict[tuple[int, View | Warp], Features] = {}
-        self._rendered: dict[tuple[int, View | Warp], tuple[Tensor, Tensor | None]] = {}
-        self._spent = {"describe": 0.0, "match": 0.0}
-
-    def match(
-        self, view0: View, view1: View | Warp, degrees: float, zoom: float, *, all_layers: bool = False
-    ) -> Outcome:
-        """Match a view of image 0 with one of image 1."""
-        look0, look1 = self._look(0, view0), self._look(1, view1)
-        model = self.model.without_adaptivity() if all_layers else self.model
-        start = time.perf_counter()
-        matches = model.match(look0.features, look1.features)
-        self._spent["match"] += 1000 * (time.perf_counter() - start)
-        return Outcome(look0, look1, matches, degrees, zoom, self._spent)
-
-    def remember(self, number: int, view: View) -> None:
-        """Take over what is known of a whole image, which the model sees in this view."""
-        image = self.images[number]
-        if image.features is None:
-            return
-        if image.features.image_size != view.size:
-            raise InputError(
-                f"image {number} is seen with height and width {view.size} here, but it was described with "
-                f"{image.features.image_size}. Give it to the Matcher that prepared it."
-            )
-        self._known[number, view] = image.features
-        if image.brightness is not None:
-            mask = None if image.mask is None else resize_mask(image.mask, view.size)
-            self._rendered[number, view] = image.brightness, mask
-
-    def _look(self, number: int, view: View | Warp) -> Look:
-        if (number, view) not in self._known:
-            start = time.perf_counter()
-            pixels, mask = self._render(number, view)
-            self._known[number, view] = self.model.extract(to_device(pixels, self.model.device), mask=mask)
-            self._spent["describe"] += 1000 * (time.perf_counter() - start)
-        return Look(view, self._known[number, view])
-
-    def _render(self, number: int, view: View | Warp) -> tuple[Tensor, Tensor | None]:
-        if (number, view) not in self._rendered:
-            self._rendered[number, view] = view.render(self.images[number], self._prepare)
-        return self._rendered[number, view]
-
-    def refined(self, outcome: Outcome) -> Outcome:
-        """Move matched points of image 1 to where the images agree, and drop matches around which they do not."""
-        start = time.perf_counter()
-        index = outcome.matches.indices
-        images: list[Tensor] = []
-        points: list[Tensor] = []
-        wanted: Tensor | None = None
-        for number, look in enumerate((outcome.look0, outcome.look1)):
-            pixels, wanted = self._render(number, look.view)
-            images.append(to_grayscale(pixels)[0].float())
-            points.append(look.features.keypoints[index[:, number]].detach().cpu().float())
-        scores = outcome.matches.scores.detach().cpu().float()
-        found = refine_matches(images[0], images[1], points[0], points[1], scores, wanted)
-        features = outcome.look1.features
-        keypoints = features.keypoints.clone()
-        keypoints[index[:, 1]] = found.points1.to(keypoints)
-        look1 = outcome.look1._replace(features=dataclasses.replace(features, keypoints=keypoints))
-        matches = outcome.matches.without(index[~found.alike.to(index.device)])
-        self._spent["refine"] = 1000 * (time.perf_counter() - start)
-        return outcome._replace(look1=look1, matches=matches)
-
-    def agreement(self, outcome: Outcome) -> Similarity | None:
-        """Return the similarity that enough of the matches agree on, if there is one."""
-        if len(outcome.scores) < _FEWEST:
-            return None
-        found = find_similarity(*outcome.points, outcome.scores, self.images[0].size, self.images[1].size)
-        return None if found is None or np.count_nonzero(found.inliers) < _FEWEST else found
+# Where a smaller share of the keypoints matches, matches below the threshold are looked at. So many of them, and such a
+# share, have to agree on a plane, of so many that are tried: of unrelated pictures some 12 do.
+_HARDLY, _MANY, _MANY_SHARE, _PLANES = 0.1, 40, 0.2, 2000
+_BY_CHANCE = 12
 
 
 class ViewSearch:
@@ -223,13 +83,25 @@ class ViewSearch:
         Raises:
             InputError: What is known of one was found with the model seeing it at another size.
         """
-        pair = _Pair(self.model, self._prepare, (image0, image1))
+        pair = Pair(self.model, self._prepare, (image0, image1))
         for number, view in enumerate(self._whole(pair, 1.0, 0.0)):
             pair.remember(number, view)
-        best = self._best(pair)
-        return pair.refined(best) if self.refine else best
+        best = self._refined(pair, self._best(pair))
+        if self.degrees is not None and self.zoom is not None:
+            return best
+        if len(best.matches) >= _HARDLY * min(len(best.look0.features), len(best.look1.features)):
+            return best
+        faint = self._faint(pair, best)
+        if faint is None:
+            return best
+        # The images have the last word: around right matches they look alike.
+        faint = self._refined(pair, faint)
+        return best if len(faint.matches) < max(_MANY, 2 * len(best.matches)) else _agreed(faint)
 
-    def _best(self, pair: _Pair) -> Outcome:
+    def _refined(self, pair: Pair, outcome: Outcome) -> Outcome:
+        return pair.refined(outcome) if self.refine else outcome
+
+    def _best(self, pair: Pair) -> Outcome:
         degrees, zoom = self.degrees or 0.0, self.zoom or 1.0
         views = self._whole(pair, zoom, degrees)
         plain = pair.match(*views, degrees, zoom)
@@ -251,7 +123,7 @@ class ViewSearch:
         improved = self._sure(second) >= self._sure(first) and second.support > first.support
         return second if improved else first
 
-    def _whole(self, pair: _Pair, zoom: float, degrees: float, longest: float = math.inf) -> tuple[View, View]:
+    def _whole(self, pair: Pair, zoom: float, degrees: float, longest: float = math.inf) -> tuple[View, View]:
         """Return views of the whole images, no longer than given, the one shrunk that shows things larger."""
         image0, image1 = pair.images
         seen = [self._seen_size(image.size) for image in pair.images]
@@ -271,7 +143,7 @@ class ViewSearch:
     def _probability(self, outcome: Outcome) -> float | None:
         return match_probability(outcome.matches, self.model.config.match_probability)
 
-    def _try_out(self, pair: _Pair) -> tuple[Similarity, Outcome] | None:
+    def _try_out(self, pair: Pair) -> tuple[Similarity, Outcome] | None:
         """Try turns and sizes on small copies; return a similarity that many matches agree on, and these.
 
         The first that are certain to match will do; where none are, those that agree most.
@@ -290,7 +162,7 @@ class ViewSearch:
         found = [(similarity, outcome) for similarity, outcome in agreed if similarity is not None]
         return max(found, key=lambda candidate: candidate[0].support, default=None)
 
-    def _alike(self, pair: _Pair, similarity: Similarity, plain: Outcome) -> bool:
+    def _alike(self, pair: Pair, similarity: Similarity, plain: Outcome) -> bool:
         """Tell whether two images matched at much the same size and the same way up."""
         turn = (similarity.degrees - plain.degrees + 180) % 360 - 180
         view0, view1 = self._whole(pair, plain.zoom, plain.degrees)
@@ -298,7 +170,7 @@ class ViewSearch:
         turned = self.degrees is None and abs(turn) > _ALIKE_DEGREES
         return not turned and (self.zoom is not None or 1 / _ALIKE_ZOOM < larger < _ALIKE_ZOOM)
 
-    def _closer(self, pair: _Pair, similarity: Similarity, found: Outcome) -> Outcome:
+    def _closer(self, pair: Pair, similarity: Similarity, found: Outcome) -> Outcome:
         """Match what two images have in common at one size and the same way up."""
         whole = self._whole(pair, 1.0, 0.0)
         equal = whole[0].scale / whole[1].scale  # of things that the model sees at one size in whole images
@@ -317,7 +189,7 @@ class ViewSearch:
         view1 = View(part=parts[1], size=_part_size(parts[1], scale0 * zoom / equal), degrees=degrees)
         return pair.match(view0, view1, degrees, zoom)
 
-    def _warped(self, pair: _Pair, found: Outcome) -> Outcome | None:
+    def _warped(self, pair: Pair, found: Outcome) -> Outcome | None:
         """Match once more with image 1 as it would look if the plane that it shows were seen from where image 0 is.
 
         None where the matches agree on no plane, or where both images show it from much the same side.
@@ -326,14 +198,61 @@ class ViewSearch:
         if isinstance(view0, Warp) or isinstance(view1, Warp):
             return None
         points0, points1 = found.points
-        plane = find_plane(points0, points1, found.scores, pair.images[1].size) if len(points0) >= _FEWEST else None
-        if plane is None or np.count_nonzero(plane[1]) < _FEWEST:
+        plane = find_plane(points0, points1, found.scores, pair.images[1].size) if len(points0) >= FEWEST else None
+        if plane is None or np.count_nonzero(plane[1]) < FEWEST:
             return None
         H, inliers = plane
         change = np.linalg.inv(view1.matrix[:2, :2]) @ deformations(H, points0[inliers]) @ view0.matrix[:2, :2]
         if np.linalg.norm(change - np.eye(2), axis=(1, 2)).mean() < _STRAIGHT:
             return None
         return pair.match(view0, Warp(size=view0.size, homography=H @ view0.matrix), found.degrees, found.zoom)
+
+    def _faint(self, pair: Pair, best: Outcome) -> Outcome | None:
+        """Return the mutual best matches, whatever their scores, that agree on a plane, if many do.
+
+        Image 1 is looked at as for the best outcome, else turned by quarters, and then as the plane has it.
+        """
+        looked = self._on_plane(pair, best.look0.view, best.look1.view, best.degrees, best.zoom)
+        turns = _TURNS[1:] if self.degrees is None else ()
+        for turn in turns:
+            if looked is not None:
+                break
+            degrees = (best.degrees + turn) % 360
+            looked = self._on_plane(pair, *self._whole(pair, best.zoom, degrees), degrees, best.zoom)
+        if looked is None:
+            return None
+        found, H = looked
+        view = Warp(size=found.look0.view.size, homography=H @ found.look0.view.matrix)
+        again = self._on_plane(pair, found.look0.view, view, found.degrees, found.zoom)
+        return again[0] if again is not None and len(again[0].matches) > len(found.matches) else found
+
+    def _on_plane(
+        self, pair: Pair, view0: View | Warp, view1: View | Warp, degrees: float, zoom: float
+    ) -> tuple[Outcome, Float] | None:
+        """Match two views whatever the scores; return what agrees on a plane, and its homography, if much does."""
+        outcome = pair.match(view0, view1, degrees, zoom, faint=True)
+        points0, points1 = outcome.points
+        least = max(_MANY, _MANY_SHARE * len(points0))
+        if len(points0) < least:
+            return None
+        plane = find_plane(points0, points1, np.sqrt(outcome.scores), pair.images[1].size, share=0.0, tries=_PLANES)
+        if plane is None or np.count_nonzero(plane[1]) < least:
+            return None
+        others = outcome.matches.indices[torch.from_numpy(~plane[1]).to(outcome.matches.matches0.device)]
+        return outcome._replace(matches=outcome.matches.without(others)), plane[0]
+
+
+def _agreed(outcome: Outcome) -> Outcome:
+    """Return an outcome whose matches agree on a plane, with the share of them that do not by chance for a score."""
+    matches = outcome.matches
+    share = 1 - _BY_CHANCE / len(matches)
+    scores = [
+        torch.where(index >= 0, share, of)
+        for index, of in ((matches.matches0, matches.matching_scores0), (matches.matches1, matches.matching_scores1))
+    ]
+    return outcome._replace(
+        matches=dataclasses.replace(matches, matching_scores0=scores[0], matching_scores1=scores[1])
+    )
 
 
 def _snapped(degrees: float) -> float:

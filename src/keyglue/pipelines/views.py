@@ -95,6 +95,11 @@ class Warp:
     size: Size
     homography: Float
 
+    @property
+    def matrix(self) -> Float:
+        """(3, 3) homography from pixels of the view to pixels of the image."""
+        return self.homography
+
     def to_image(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
         """Map points (N, 2) of the view to the image."""
         return warp_points(self.homography, points)

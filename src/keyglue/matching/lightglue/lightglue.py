@@ -64,9 +64,16 @@ class LightGlueMatcher(PreTrainedModel):
 
     def without_adaptivity(self) -> Self:
         """Return this model with all layers and all keypoints, never stopping early; the weights are the same ones."""
-        complete = copy.copy(self)
-        complete.config = self.config.replace(depth_confidence=-1.0, width_confidence=-1.0)
-        return complete
+        return self._with(depth_confidence=-1.0, width_confidence=-1.0)
+
+    def without_threshold(self) -> Self:
+        """Return this model with all mutual best matches, whatever their scores; the weights are the same ones."""
+        return self._with(filter_threshold=0.0)
+
+    def _with(self, **settings: float) -> Self:
+        changed = copy.copy(self)
+        changed.config = self.config.replace(**settings)
+        return changed
 
     def match(self, features0: Features, features1: Features) -> Matches:
         """Match the features of two images."""
