@@ -1,6 +1,6 @@
 """How different two photographs may be: each bundled photograph against itself seen from aside, turned and zoomed.
 
-    python benchmarks/viewpoints.py [--model MODEL] [--out NAME]
+    python benchmarks/viewpoints.py [--model MODEL] [--only CASE ...] [--out NAME]
 
 "from aside" is a photograph as a camera sees it that looks at it from so many degrees off its normal, about an axis and
 with a roll drawn at random; "turned" turns it by an angle, "zoomed" shows its middle so many times as large. A case
@@ -137,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model to measure; the bundled one unless given")
     parser.add_argument("--photographs", type=int, default=len(PHOTOGRAPHS), help="look at so many of the photographs")
+    parser.add_argument("--only", nargs="+", choices=[case.split(",")[0] for case in CASES], help="only these cases")
     parser.add_argument("--out", type=Path, help="where to write NAME.json and NAME.md, without the suffix")
     given = parser.parse_args()
     images = [np.asarray(Image.open(ASSETS / name).convert("RGB")) for name in PHOTOGRAPHS[: given.photographs]]
@@ -144,6 +145,8 @@ def main() -> None:
     tables: dict[str, str] = {}
     data: dict[str, dict[float, dict[str, dict[str, float]]]] = {}
     for case, values in CASES.items():
+        if given.only and case.split(",")[0] not in given.only:
+            continue
         data[case] = {by: measure(images, compared, case, by) for by in values}
         rows = [
             [name, *(f"{cell['found']}, {cell['matches']:.0f}" for cell in (data[case][by][name] for by in values))]

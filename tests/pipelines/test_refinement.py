@@ -29,7 +29,7 @@ def photograph(assets: Path) -> torch.Tensor:
 
 def views(photograph: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a photograph and what it looks like from elsewhere, in other light, both (h, w)."""
-    warp = Warp(size=(360, 400), homography=BACK)
+    warp = Warp(size=(360, 400), matrix=BACK)
     there, _ = warp.render(Photograph.of(photograph), resize_image)
     return photograph[0], (0.1 + 0.7 * there[0]) ** 1.2
 

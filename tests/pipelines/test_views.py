@@ -77,7 +77,7 @@ TILTED = np.array([[0.7, 0.1, 12.0], [-0.08, 0.9, 9.0], [8e-4, 1e-3, 1.0]])
 
 @pytest.mark.parametrize("scale", [1.0, 0.25, 2.0])
 def test_points_of_a_warp_are_where_its_pixels_come_from(scale: float) -> None:
-    warp = Warp(size=(100, 140), homography=TILTED @ np.diag([scale, scale, 1.0]))
+    warp = Warp(size=(100, 140), matrix=TILTED @ np.diag([scale, scale, 1.0]))
     shown, wanted = warp.render(Photograph.of(smooth(SIZE)), resize_image)
     assert wanted is not None
     y, x = torch.meshgrid(torch.arange(100), torch.arange(140), indexing="ij")
@@ -95,14 +95,14 @@ def test_points_of_a_warp_are_where_its_pixels_come_from(scale: float) -> None:
 def test_a_warp_respects_the_mask_and_may_show_nothing() -> None:
     mask = torch.zeros(SIZE, dtype=torch.bool)
     mask[:, :80] = True
-    warp = Warp(size=(100, 140), homography=TILTED)
+    warp = Warp(size=(100, 140), matrix=TILTED)
     _, wanted = warp.render(Photograph.of(smooth(SIZE), mask), resize_image)
     assert wanted is not None
     rows, columns = wanted.nonzero().unbind(1)
     assert len(rows) > 1000
     assert warp.to_image(torch.stack([columns, rows], 1).double().numpy())[:, 0].max() < 80.5
     for away in (np.array([[1, 0, 500], [0, 1, 0], [0, 0, 1.0]]), -np.eye(3)):
-        pixels, wanted = Warp(size=(20, 30), homography=away).render(Photograph.of(smooth(SIZE)), resize_image)
+        pixels, wanted = Warp(size=(20, 30), matrix=away).render(Photograph.of(smooth(SIZE)), resize_image)
         assert wanted is not None
         assert not wanted.any()
         assert pixels.shape[1:] == (20, 30)

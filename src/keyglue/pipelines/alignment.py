@@ -155,7 +155,7 @@ def find_plane(
     """
     if len(scores) < 4:
         return None
-    tolerance = _PLANE_TOLERANCE * math.hypot(*size1)
+    tolerance = plane_tolerance(size1)
     chance = np.maximum(scores, 1e-6) / np.maximum(scores, 1e-6).sum()
     # The four largest of perturbed logarithms are four matches drawn without replacement, the sure ones more often.
     lots = np.log(chance) + np.random.default_rng(0).gumbel(size=(tries, len(scores)))
@@ -173,6 +173,11 @@ def find_plane(
             return None
         best = transfer_error(H, points0, points1) < tolerance
     return None if H is None or scores @ best < share * scores.sum() else (H, best)
+
+
+def plane_tolerance(size1: Size) -> float:
+    """Return how many pixels of image 1, of a height and width, a match may be off a plane that it agrees with."""
+    return _PLANE_TOLERANCE * math.hypot(*size1)
 
 
 def deformations(H: Float, points: Float) -> Float:

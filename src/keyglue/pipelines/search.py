@@ -21,7 +21,8 @@ import torch
 
 from keyglue.matching.keypoint_matching import LightGlueForKeypointMatching
 from keyglue.matching.probability import STRONG, match_probability
-from keyglue.pipelines.alignment import Similarity, common_parts, deformations, find_plane
+from keyglue.multiview.homography import transfer_error
+from keyglue.pipelines.alignment import Similarity, common_parts, deformations, find_plane, plane_tolerance
 from keyglue.pipelines.pair import FEWEST, Outcome, Pair
 from keyglue.pipelines.photograph import Photograph, Size
 from keyglue.pipelines.views import Float, Prepare, View, Warp, shrunk
@@ -76,6 +77,7 @@ class ViewSearch:
     ) -> None:
         self.model, self._prepare, self._seen_size = model, prepare, seen_size
         self.degrees, self.zoom, self.refine = degrees, zoom, refine
+        self._told = degrees is not None and zoom is not None
 
     def run(self, image0: Photograph, image1: Photograph) -> Outcome:
         """Match two photographs.
@@ -87,16 +89,7 @@ class ViewSearch:
         for number, view in enumerate(self._whole(pair, 1.0, 0.0)):
             pair.remember(number, view)
         best = self._refined(pair, self._best(pair))
-        if self.degrees is not None and self.zoom is not None:
-            return best
-        if len(best.matches) >= _HARDLY * min(len(best.look0.features), len(best.look1.features)):
-            return best
-        faint = self._faint(pair, best)
-        if faint is None:
-            return best
-        # The images have the last word: around right matches they look alike.
-        faint = self._refined(pair, faint)
-        return best if len(faint.matches) < max(_MANY, 2 * len(best.matches)) else _agreed(faint)
+        return best if self._told else self._repeated(pair, best)
 
     def _refined(self, pair: Pair, outcome: Outcome) -> Outcome:
         return pair.refined(outcome) if self.refine else outcome
@@ -105,7 +98,7 @@ class ViewSearch:
         degrees, zoom = self.degrees or 0.0, self.zoom or 1.0
         views = self._whole(pair, zoom, degrees)
         plain = pair.match(*views, degrees, zoom)
-        if self.degrees is not None and self.zoom is not None:
+        if self._told:
             return plain
         sure = self._sure(plain)
         if not sure:
@@ -205,10 +198,24 @@ class ViewSearch:
         change = np.linalg.inv(view1.matrix[:2, :2]) @ deformations(H, points0[inliers]) @ view0.matrix[:2, :2]
         if np.linalg.norm(change - np.eye(2), axis=(1, 2)).mean() < _STRAIGHT:
             return None
-        return pair.match(view0, Warp(size=view0.size, homography=H @ view0.matrix), found.degrees, found.zoom)
+        return pair.match(view0, Warp.like(view0, H), found.degrees, found.zoom)
 
-    def _faint(self, pair: Pair, best: Outcome) -> Outcome | None:
-        """Return the mutual best matches, whatever their scores, that agree on a plane, if many do.
+    def _repeated(self, pair: Pair, best: Outcome) -> Outcome:
+        """Return what is found in pictures that repeat themselves, or the best outcome where that is better."""
+        if len(best.matches) >= _HARDLY * min(len(best.look0.features), len(best.look1.features)):
+            return best
+        faint = self._faint(pair, best)
+        if faint is None or _off_plane(best, faint[1], pair.images[1].size) >= FEWEST:
+            return best
+        # The images have the last word: around right matches they look alike.
+        found = self._refined(pair, faint[0])
+        if len(found.matches) < max(_MANY, 2 * len(best.matches)):
+            return best
+        share = 1 - _BY_CHANCE / len(found.matches)
+        return best if share <= self.model.config.filter_threshold else _scored(found, share)
+
+    def _faint(self, pair: Pair, best: Outcome) -> tuple[Outcome, Float] | None:
+        """Return the mutual best matches, whatever their scores, that agree on a plane, and its homography, if many do.
 
         Image 1 is looked at as for the best outcome, else turned by quarters, and then as the plane has it.
         """
@@ -222,9 +229,9 @@ class ViewSearch:
         if looked is None:
             return None
         found, H = looked
-        view = Warp(size=found.look0.view.size, homography=H @ found.look0.view.matrix)
-        again = self._on_plane(pair, found.look0.view, view, found.degrees, found.zoom)
-        return again[0] if again is not None and len(again[0].matches) > len(found.matches) else found
+        view0 = found.look0.view
+        again = self._on_plane(pair, view0, Warp.like(view0, H), found.degrees, found.zoom)
+        return again if again is not None and len(again[0].matches) > len(found.matches) else looked
 
     def _on_plane(
         self, pair: Pair, view0: View | Warp, view1: View | Warp, degrees: float, zoom: float
@@ -242,12 +249,16 @@ class ViewSearch:
         return outcome._replace(matches=outcome.matches.without(others)), plane[0]
 
 
-def _agreed(outcome: Outcome) -> Outcome:
-    """Return an outcome whose matches agree on a plane, with the share of them that do not by chance for a score."""
+def _off_plane(outcome: Outcome, H: Float, size1: Size) -> int:
+    """Return how many matches a plane does not explain: where there are some, the images show more than the plane."""
+    return int(np.count_nonzero(transfer_error(H, *outcome.points) >= plane_tolerance(size1)))
+
+
+def _scored(outcome: Outcome, score: float) -> Outcome:
+    """Return an outcome with one score for all its matches."""
     matches = outcome.matches
-    share = 1 - _BY_CHANCE / len(matches)
     scores = [
-        torch.where(index >= 0, share, of)
+        torch.where(index >= 0, score, of)
         for index, of in ((matches.matches0, matches.matching_scores0), (matches.matches1, matches.matching_scores1))
     ]
     return outcome._replace(

@@ -89,25 +89,25 @@ class Warp:
 
     Attributes:
         size: Height and width of the view.
-        homography: (3, 3) from pixels of the view to pixels of the image.
+        matrix: (3, 3) homography from pixels of the view to pixels of the image.
     """
 
     size: Size
-    homography: Float
+    matrix: Float
 
-    @property
-    def matrix(self) -> Float:
-        """(3, 3) homography from pixels of the view to pixels of the image."""
-        return self.homography
+    @classmethod
+    def like(cls, view: View | Warp, H: Float) -> Warp:
+        """Return how image 1 would look in a view of image 0, with a homography (3, 3) from image 0 to image 1."""
+        return cls(size=view.size, matrix=H @ view.matrix)
 
     def to_image(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
         """Map points (N, 2) of the view to the image."""
-        return warp_points(self.homography, points)
+        return warp_points(self.matrix, points)
 
     def render(self, image: Photograph, prepare: Prepare) -> tuple[Tensor, Tensor | None]:
         """Return pixels and mask as ``View.render`` does."""
         grid = pixel_grid(self.size).double().numpy()
-        depth = grid @ self.homography[2, :2] + self.homography[2, 2]
+        depth = grid @ self.matrix[2, :2] + self.matrix[2, 2]
         points = np.where((depth > 1e-9)[:, None], self.to_image(grid), np.inf)
         height, width = image.size
         inside = ((points > -0.5) & (points < [width - 0.5, height - 0.5])).all(axis=1)
