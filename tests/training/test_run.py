@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
 import subprocess
@@ -19,7 +21,7 @@ from keyglue.training.__main__ import main
 from keyglue.training.recipes import RECIPES, find_recipe
 from keyglue.training.run import RunOptions, run_recipe
 from keyglue.ui.cli import app
-from keyglue.ui.train import RecipeName
+from keyglue.ui.train import RecipeName, train
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -121,11 +123,19 @@ def test_command_and_module_know_the_same_recipes() -> None:
     assert [recipe.value for recipe in RecipeName] == list(RECIPES)
 
 
+def test_command_and_options_are_the_same() -> None:
+    of_command = set(inspect.signature(train).parameters) - {"recipe", "data", "out", "size"}
+    assert of_command == {field.name for field in dataclasses.fields(RunOptions)}
+    assert RunOptions(learning_rate=1e-5).applied(find_recipe("finetune")).loop.learning_rate == 1e-5
+
+
 def test_mistakes_end_in_one_line(assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny_cpu", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 1
     assert "does not exist" in capsys.readouterr().err
     assert main(["tiny_cpu", "--data", str(assets), "--out", str(tmp_path), "--minutes", "-1"]) == 1
     assert "minutes must be positive" in capsys.readouterr().err
+    assert main(["tiny_cpu", "--data", str(assets), "--out", str(tmp_path), "--learning-rate", "-1"]) == 1
+    assert "learning_rate and clip must be positive" in capsys.readouterr().err
     assert main(["tiny_cpu", "--data", str(assets), "--out", str(tmp_path), "--size", "base"]) == 1
     assert "no size" in capsys.readouterr().err
     with pytest.raises(InputError, match="nothing to train on"):

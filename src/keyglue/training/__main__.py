@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="train for so long in all, the schedule stretched to it")
     parser.add_argument("--steps", type=int, help="length of the schedule")
     parser.add_argument("--pairs", type=int, help="pairs a batch")
+    parser.add_argument("--learning-rate", type=float, help="at its highest")
     parser.add_argument("--threads", type=int, help="copies of the model side by side on one CPU")
     parser.add_argument("--loaders", type=int, help="threads that make batches ahead")
     parser.add_argument("--seed", type=int)

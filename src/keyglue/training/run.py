@@ -30,6 +30,7 @@ class RunOptions:
         minutes: Train for so long in all, the schedule stretched to it.
         steps: Length of the schedule in steps.
         pairs: Pairs a batch.
+        learning_rate: At its highest.
         threads: Copies of the model that train side by side on one CPU.
         loaders: Threads that make batches ahead.
         seed: Of all randomness.
@@ -45,6 +46,7 @@ class RunOptions:
     minutes: float | None = None
     steps: int | None = None
     pairs: int | None = None
+    learning_rate: float | None = None
     threads: int | None = None
     loaders: int | None = None
     seed: int | None = None
@@ -57,7 +59,7 @@ class RunOptions:
 
     def applied(self, recipe: Recipe) -> Recipe:
         """Return a recipe with what was chosen."""
-        loop = {name: getattr(self, name) for name in ("steps", "threads", "loaders", "seed")}
+        loop = {name: getattr(self, name) for name in ("steps", "learning_rate", "threads", "loaders", "seed")}
         loop = {name: value for name, value in loop.items() if value is not None}
         models = {name: getattr(self, name) for name in ("detector", "start") if getattr(self, name) is not None}
         task = recipe.task if self.pairs is None else dataclasses.replace(recipe.task, pairs=self.pairs)

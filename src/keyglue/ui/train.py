@@ -51,6 +51,12 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Length of the schedule.")] = None,
     pairs: Annotated[int | None, typer.Option("--pairs", min=1, metavar="N", help="Image pairs a batch.")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate", metavar="RATE", help="At its highest; lower where a trained model is to change little."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, metavar="N", help="Copies of the model side by side on one CPU.")
     ] = None,
@@ -89,6 +95,7 @@ def train(
         minutes=minutes,
         steps=steps,
         pairs=pairs,
+        learning_rate=learning_rate,
         threads=threads,
         loaders=loaders,
         seed=seed,
