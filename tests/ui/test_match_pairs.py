@@ -96,7 +96,7 @@ def test_beyond_the_memory_for_what_images_look_like_files_are_read_again(
     read: list[str] = []
     again = photograph._read_again
     monkeypatch.setattr(
-        photograph, "_read_again", lambda image, size: (read.append(Path(image).name), again(image, size))[1]
+        photograph, "_read_again", lambda image, *how: (read.append(Path(image).name), again(image, *how))[1]
     )
     (folder / "pairs.txt").write_text(
         "motorcycle_left.png motorcycle_right.png\nmotorcycle_left.png coffee.png\ncoffee.png motorcycle_right.png\n"

@@ -42,11 +42,15 @@ class Matcher:
     Args:
         model: Detector and matcher.
         processor: Says how images are resized.
+        equalize: Whether images that show little contrast, dark or hazy ones, are equalised first.
     """
 
-    def __init__(self, model: LightGlueForKeypointMatching, processor: LightGlueImageProcessor) -> None:
+    def __init__(
+        self, model: LightGlueForKeypointMatching, processor: LightGlueImageProcessor, *, equalize: bool = True
+    ) -> None:
         self.model = model
         self.processor = processor
+        self.equalize = equalize
 
     @classmethod
     def from_pretrained(
@@ -59,6 +63,7 @@ class Matcher:
         max_keypoints: int | None = None,
         resize: ResizeTo | None = None,
         filter_threshold: float | None = None,
+        equalize: bool = True,
         **kwargs: Any,
     ) -> Self:
         """Load a model.
@@ -73,6 +78,7 @@ class Matcher:
             resize: What images are resized to before detection: an int for the longest edge, (height, width), or a
                 processor's ``size``; the model's own unless told.
             filter_threshold: Score that a match must exceed; the model's own unless told.
+            equalize: Show the model dark and hazy images with their contrast raised.
             **kwargs: As for the model's ``from_pretrained``: ``revision``, ``cache_dir``, ``depth_confidence``, ...
 
         Raises:
@@ -91,7 +97,7 @@ class Matcher:
         if max_keypoints is not None:
             detector = loaded.keypoint_detector
             detector.config = detector.config.replace(max_keypoints=max_keypoints)
-        return cls(loaded, processor)
+        return cls(loaded, processor, equalize=equalize)
 
     @property
     def num_layers(self) -> int:
@@ -119,7 +125,7 @@ class Matcher:
             ImageError: The image cannot be read.
             InputError: The mask does not fit the image.
         """
-        read = Photograph.read(image, mask)
+        read = Photograph.read(image, mask, equalize=self.equalize)
         steps = self.processor.steps()
         pixels = steps.apply(read.load(), "channels_first")
         size = (pixels.shape[1], pixels.shape[2])
@@ -230,7 +236,8 @@ class Matcher:
         """
         start = time.perf_counter()
         masks = mask if isinstance(mask, tuple) else (mask, mask)
-        photograph0, photograph1 = map(as_photograph, (image0, image1), masks)
+        photograph0 = as_photograph(image0, masks[0], equalize=self.equalize)
+        photograph1 = as_photograph(image1, masks[1], equalize=self.equalize)
         read = _since(start)
         steps = self.processor.steps()
         search = ViewSearch(

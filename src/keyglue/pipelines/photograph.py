@@ -13,6 +13,7 @@ from torch import Tensor
 
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features
+from keyglue.images.contrast import with_contrast
 from keyglue.images.read import ImageInput, describe, load_pixels, read_mask
 
 Size = tuple[int, int]
@@ -25,10 +26,11 @@ class Photograph:
     Attributes:
         source: The image as it was given.
         size: Its height and width, upright.
-        load: Returns its pixels (C, h, w) from 0 to 255.
+        load: Returns its pixels (C, h, w) from 0 to 255, as they are shown to the model.
         mask: (h, w) booleans, true where keypoints are wanted; None for everywhere.
         features: Of the whole photograph, in pixels as the model sees it; None where they are not known yet.
         brightness: (1, h, w) from 0 to 1, what the model then saw; None where the features are all that is known.
+        equalize: Whether it is equalised where it shows little contrast.
     """
 
     source: ImageInput
@@ -37,14 +39,15 @@ class Photograph:
     mask: Tensor | None = None
     features: Features | None = None
     brightness: Tensor | None = None
+    equalize: bool = True
 
     @classmethod
-    def read(cls, image: ImageInput, mask: ImageInput | None = None) -> Photograph:
+    def read(cls, image: ImageInput, mask: ImageInput | None = None, *, equalize: bool = True) -> Photograph:
         """Read an image and its mask; see ``Matcher.prepare`` for what is accepted."""
-        pixels = load_pixels(image, guess_range=True)
+        pixels = _pixels(image, equalize)
         size = (pixels.shape[1], pixels.shape[2])
         wanted = None if mask is None else read_mask(mask, size)
-        return cls(source=image, size=size, load=lambda: pixels, mask=wanted)
+        return cls(source=image, size=size, load=lambda: pixels, mask=wanted, equalize=equalize)
 
     @classmethod
     def of(cls, pixels: Tensor, mask: Tensor | None = None, features: Features | None = None) -> Photograph:
@@ -60,11 +63,13 @@ class Photograph:
 
     def described(self, features: Features, brightness: Tensor) -> Photograph:
         """Return the photograph with how the model saw it, and without its pixels: they are read again when needed."""
-        again = functools.partial(_read_again, self.source, self.size)
+        again = functools.partial(_read_again, self.source, self.size, self.equalize)
         return dataclasses.replace(self, load=again, features=features, brightness=brightness)
 
 
-def as_photograph(image: ImageInput | Photograph, mask: ImageInput | None = None) -> Photograph:
+def as_photograph(
+    image: ImageInput | Photograph, mask: ImageInput | None = None, *, equalize: bool = True
+) -> Photograph:
     """Return an image as a photograph, read unless it is one already.
 
     Raises:
@@ -72,14 +77,19 @@ def as_photograph(image: ImageInput | Photograph, mask: ImageInput | None = None
         InputError: The mask does not fit, or was given for what has one already.
     """
     if not isinstance(image, Photograph):
-        return Photograph.read(image, mask)
+        return Photograph.read(image, mask, equalize=equalize)
     if mask is not None:
         raise InputError("an image that was prepared has its mask already. Give the mask to Matcher.prepare.")
     return image
 
 
-def _read_again(image: ImageInput, size: Size) -> Tensor:
+def _pixels(image: ImageInput, equalize: bool) -> Tensor:
     pixels = load_pixels(image, guess_range=True)
+    return with_contrast(pixels) if equalize else pixels
+
+
+def _read_again(image: ImageInput, size: Size, equalize: bool) -> Tensor:
+    pixels = _pixels(image, equalize)
     if (pixels.shape[1], pixels.shape[2]) != size:
         raise InputError(
             f"{describe(image)} had height and width {size} when it was prepared, and now it has "

@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from keyglue.base.errors import ImageError, InputError, KeyglueError
 from keyglue.base.types import Features
+from keyglue.images.contrast import with_contrast
 from keyglue.images.read import image_size, load_pixels, read_mask
 from keyglue.images.resize import resize_image, resize_mask
 from keyglue.pipelines.matcher import Matcher
@@ -153,6 +154,8 @@ class DescribeImages:
         if self.masks.colour is not None:
             coloured = _not_of_colour(pixels, self.masks.colour)
             mask = coloured if mask is None else mask & coloured
+        if self.matcher.equalize:
+            pixels = with_contrast(pixels)
         steps = self.matcher.processor.steps()
         seen = self.matcher.processor.steps().seen_size(size)
         if mask is not None:

@@ -78,7 +78,6 @@ class ReconstructOptions:
 
     def matcher(self) -> Matcher:
         """Load the model with these settings."""
-        size = {"resize": self.resize} if self.resize else {}
         device = self.devices[0] if len(self.devices) == 1 else "cpu" if self.devices else None
         loaded = Matcher.from_pretrained(
             self.model,
@@ -86,7 +85,7 @@ class ReconstructOptions:
             dtype=self.dtype,
             compile=self.compile,
             max_keypoints=self.max_keypoints,
-            **size,
+            resize=self.resize or None,
         )
         if not self.resize:
             loaded.processor.do_resize = False

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from keyglue.base.errors import InputError
 from keyglue.base.types import Features, Matches
+from keyglue.images.contrast import equalised, lacks_contrast
 from keyglue.images.coordinates import resize_keypoints
 from keyglue.images.resize import resize_image, resized_size, to_grayscale
 from keyglue.multiview.arrays import Array
@@ -235,6 +236,13 @@ def _score_pair(
     return {"name": pair.name, "group": pair.group, **sizes, "methods": matched, "detectors": detected}
 
 
+def _picture(image: _Seen, features: Features) -> Photograph:
+    """Return what ``match`` shows the model: an image of little contrast is equalised and described again."""
+    if lacks_contrast(255 * image.gray):
+        return Photograph.of(equalised(255 * image.gray) / 255)
+    return Photograph.of(image.gray, features=features)
+
+
 def _match(method: Method, first: _Seen, second: _Seen) -> tuple[protocols.Found, Matches]:
     """Match two images; keypoints in the reference frame."""
     both = [image.by_detector[method.detector] for image in (first, second)]
@@ -242,8 +250,7 @@ def _match(method: Method, first: _Seen, second: _Seen) -> tuple[protocols.Found
         matches = method.match(both[0].features, both[1].features)
         keypoints = [one.keypoints for one in both]
     else:
-        grays = (first.gray, second.gray)
-        pictures = [Photograph.of(gray, features=one.features) for gray, one in zip(grays, both, strict=True)]
+        pictures = [_picture(image, one.features) for image, one in zip((first, second), both, strict=True)]
         seen = method.views.run(*pictures)
         matches = seen.matches
         keypoints = [
