@@ -248,6 +248,8 @@ def test_bad_arguments(stereo, matcher):
             matcher.match(*stereo, zoom=zoom)
     with pytest.raises(InputError, match="Matcher brings its own"):
         keyglue.match(*stereo, model=matcher, max_keypoints=5)
+    with pytest.raises(InputError, match="equalize: a Matcher brings its own"):
+        keyglue.match(*stereo, model=matcher, equalize=False)
     with pytest.raises(InputError, match="resize"):
         keyglue.match(*stereo, resize="big")
     with pytest.raises(InputError, match="device"):

@@ -28,10 +28,7 @@ def in_the_dark(path: Path) -> Tensor:
 def test_a_dark_photograph_is_equalised(assets: Path) -> None:
     left, night = assets / "motorcycle_left.png", in_the_dark(assets / "motorcycle_right.png")
     disparity = np.load(assets / "motorcycle_disparity.npz")["disparity"]
-    found = {
-        equalize: right(keyglue.Matcher.from_pretrained(equalize=equalize).match(left, night), disparity)
-        for equalize in (False, True)
-    }
+    found = {equalize: right(keyglue.match(left, night, equalize=equalize), disparity) for equalize in (False, True)}
     assert found[True] > 1.25 * found[False] > 100
 
 

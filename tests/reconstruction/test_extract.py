@@ -79,6 +79,8 @@ def test_another_model_or_setting_is_noticed(
         extract_images(photos, names, tmp_path / "f.h5", make_matcher(resize=200))
     with pytest.raises(StoreError, match=r"detector .*max_keypoints"):
         extract_images(photos, names, tmp_path / "f.h5", make_matcher(max_keypoints=90))
+    with pytest.raises(StoreError, match="equalize"):
+        extract_images(photos, names, tmp_path / "f.h5", make_matcher(equalize=False))
     other = make_matcher()
     with torch.no_grad():
         other.model.keypoint_detector.keypoint_decoder.conv_score_b.bias.add_(1e-3)  # type: ignore[union-attr]

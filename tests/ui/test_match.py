@@ -164,3 +164,16 @@ def test_images_without_keypoints_give_a_table_of_zeros_and_a_picture(tmp_path: 
     assert result.exit_code == 0, result.output
     assert table(result.stdout)["matches"] == "0"
     assert (tmp_path / "matches.png").is_file()
+
+
+def test_a_dark_photograph_is_equalised_unless_told(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    night = tmp_path / "night.png"
+    with Image.open(pair[1]) as picture:
+        Image.fromarray((np.asarray(picture) * 0.06).round().astype(np.uint8)).save(night)
+    found = {}
+    for option, equalize in (("--equalize", True), ("--no-equalize", False)):
+        printed = json.loads(run("match", pair[0], night, *SMALL, option, "--json", "-").stdout)
+        asked = keyglue.match(pair[0], night, resize=320, max_keypoints=256, device="cpu", equalize=equalize)
+        assert without_times(printed)["points0"] == without_times(asked.to_dict())["points0"]
+        found[equalize] = printed["points0"]
+    assert found[True] != found[False]

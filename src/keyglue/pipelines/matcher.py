@@ -274,6 +274,7 @@ def match(
     max_keypoints: int | None = None,
     resize: ResizeTo | None = None,
     filter_threshold: float | None = None,
+    equalize: bool = True,
     mask: ImageInput | tuple[ImageInput | None, ImageInput | None] | None = None,
     rotate: float | str = "auto",
     zoom: float | str = "auto",
@@ -295,6 +296,7 @@ def match(
         max_keypoints: As for ``Matcher.from_pretrained``.
         resize: As for ``Matcher.from_pretrained``; the aspect ratio is kept unless (height, width) is given.
         filter_threshold: As for ``Matcher.from_pretrained``.
+        equalize: As for ``Matcher.from_pretrained``.
         mask: As for ``Matcher.match``.
         rotate: As for ``Matcher.match``.
         zoom: As for ``Matcher.match``.
@@ -312,14 +314,15 @@ def match(
     """
     if isinstance(model, Matcher):
         given: dict[str, Any] = {"max_keypoints": max_keypoints, "resize": resize, "device": device, "dtype": dtype}
-        given.update(filter_threshold=filter_threshold, compile=compile or None)
+        given.update(filter_threshold=filter_threshold, equalize=None if equalize else False, compile=compile or None)
         if any(value is not None for value in given.values()):
             names = ", ".join(name for name, value in given.items() if value is not None)
             raise InputError(f"{names}: a Matcher brings its own settings; give them to Matcher.from_pretrained.")
         matcher = model
     else:
         size = None if resize is None else tuple(sorted(_size_rule(resize).items()))
-        matcher = _loaded(model, max_keypoints, size, filter_threshold, str(resolve_device(device)), dtype, compile)
+        where = str(resolve_device(device))
+        matcher = _loaded(model, max_keypoints, size, filter_threshold, equalize, where, dtype, compile)
     return matcher.match(image0, image1, mask=mask, rotate=rotate, zoom=zoom, refine=refine, seed=seed)
 
 
@@ -329,6 +332,7 @@ def _loaded(
     max_keypoints: int | None,
     size: tuple[tuple[str, int], ...] | None,
     filter_threshold: float | None,
+    equalize: bool,
     device: str,
     dtype: str | torch.dtype | None,
     compile: bool | str,
@@ -338,6 +342,7 @@ def _loaded(
         max_keypoints=max_keypoints,
         resize=None if size is None else dict(size),
         filter_threshold=filter_threshold,
+        equalize=equalize,
         device=device,
         dtype=dtype,
         compile=compile,

@@ -249,6 +249,7 @@ def feature_header(matcher: Matcher, masks: Masks) -> dict[str, Any]:
         "weights": weights_digest(detector),
         "detector": settings,
         "image": matcher.processor.to_dict(),
+        "equalize": matcher.equalize,
         "dtype": str(matcher.model.dtype),
         "masks": masks.to_dict(),
     }

@@ -48,6 +48,7 @@ class ReconstructOptions:
         model: As for ``Matcher.from_pretrained``.
         max_keypoints: Largest number of keypoints an image; -1 for all.
         resize: Longest edge of what the model sees; 0 for full size.
+        equalize: As for ``Matcher.from_pretrained``.
         devices: Where to compute: one process for each; none named for this process and the best device there is.
         dtype: Floating point type to compute in.
         compile: As for ``Matcher.from_pretrained``.
@@ -64,6 +65,7 @@ class ReconstructOptions:
     model: str | None = None
     max_keypoints: int = 2048
     resize: int = 1280
+    equalize: bool = True
     devices: tuple[str, ...] = ()
     dtype: str | None = None
     compile: bool | str = False
@@ -86,6 +88,7 @@ class ReconstructOptions:
             compile=self.compile,
             max_keypoints=self.max_keypoints,
             resize=self.resize or None,
+            equalize=self.equalize,
         )
         if not self.resize:
             loaded.processor.do_resize = False

@@ -27,6 +27,7 @@ def extract(
     model: options.Model = None,
     max_keypoints: options.MaxKeypoints = None,
     resize: options.Resize = None,
+    equalize: options.Equalize = True,
     device: options.Compute = None,
     dtype: options.Precision = None,
     compile: options.Compile = None,
@@ -45,7 +46,13 @@ def extract(
         from keyglue.pipelines.matcher import Matcher
 
     settings = options.given(
-        model=model, max_keypoints=max_keypoints, resize=resize, device=device, dtype=dtype, compile=compile
+        model=model,
+        max_keypoints=max_keypoints,
+        resize=resize,
+        equalize=equalize,
+        device=device,
+        dtype=dtype,
+        compile=compile,
     )
     targets = {image: output / f"{image.name}.safetensors" for image in images}
     pending = [image for image in images if overwrite or not targets[image].exists()]

@@ -63,6 +63,7 @@ def match(
         float | None,
         typer.Option("--filter-threshold", min=0, max=1, metavar="SCORE", help="Keep matches with a score above this."),
     ] = None,
+    equalize: options.Equalize = True,
     mask0: Annotated[
         str | None, typer.Option("--mask0", metavar="FILE", help="Use only keypoints where this image is not black.")
     ] = None,
@@ -109,6 +110,7 @@ def match(
         max_keypoints=max_keypoints,
         resize=resize,
         filter_threshold=filter_threshold,
+        equalize=equalize,
         device=device,
         dtype=dtype,
         compile=compile,

@@ -33,6 +33,9 @@ Compile = Annotated[
         help="Compile the model with torch.compile: default, reduce-overhead, max-autotune. For long runs on CUDA.",
     ),
 ]
+Equalize = Annotated[
+    bool, typer.Option("--equalize/--no-equalize", help="Raise the contrast of dark and hazy images first.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make results again that are there already.")]
 
 
