@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ class DescribeImages:
         masks: Where keypoints are wanted.
         max_tile: Longest side of what the model sees at once.
         threads: Number of threads that decode.
+        turns: Degrees by which images are turned counter-clockwise for the model; others are not.
     """
 
     folder: Path
@@ -114,6 +115,7 @@ class DescribeImages:
     masks: Masks
     max_tile: int
     threads: int
+    turns: Mapping[str, int]
 
     def on(self, device: str) -> Self:
         """Return the same work on another device."""
@@ -147,7 +149,7 @@ class DescribeImages:
 
     def _prepare(self, name: str) -> _Prepared:
         path, mask_file = self.folder / name, self.masks.file(name)
-        record = ImageRecord.of(path, mask_file)
+        record = dataclasses.replace(ImageRecord.of(path, mask_file), turn=self.turns.get(name, 0))
         pixels = load_pixels(path, guess_range=False)
         size = (pixels.shape[1], pixels.shape[2])
         mask = None if mask_file is None else read_mask(mask_file, size)
@@ -157,10 +159,11 @@ class DescribeImages:
         if self.matcher.equalize:
             pixels = with_contrast(pixels)
         steps = self.matcher.processor.steps()
-        seen = self.matcher.processor.steps().seen_size(size)
+        seen = steps.seen_size(size)
         if mask is not None:
-            mask = resize_mask(mask, seen)
-        return _Prepared(record, resize_image(pixels, seen, steps.resample), mask)
+            mask = torch.rot90(resize_mask(mask, seen), record.turn // 90, (-2, -1))
+        pixels = torch.rot90(resize_image(pixels, seen, steps.resample), record.turn // 90, (-2, -1))
+        return _Prepared(record, pixels, mask)
 
     def _finish(self, name: str, _: int, future: Future[_Prepared]) -> Described:
         try:
@@ -198,6 +201,7 @@ def extract_images(
     masks: Masks | None = None,
     max_tile: int = 1280,
     threads: int = 2,
+    turns: Mapping[str, int] | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> StageReport:
@@ -211,6 +215,7 @@ def extract_images(
         masks: Which pixels may hold keypoints.
         max_tile: Larger images are described in tiles of this many pixels on a side.
         threads: Number of threads that decode images ahead.
+        turns: Degrees by which images are turned counter-clockwise for the model, from ``find_turns``.
         executor: Where to compute; in this process unless told.
         progress: Called with "extract", the number of images done and that of all.
 
@@ -220,14 +225,14 @@ def extract_images(
     Raises:
         StoreError: The store is damaged, in use, or was made by another model or with other settings.
     """
-    start, masks = time.perf_counter(), masks or Masks()
+    start, masks, turns = time.perf_counter(), masks or Masks(), turns or {}
     failed: dict[str, str] = {}
     with FeatureStore(store, feature_header(matcher, masks)) as features:
-        pending = [name for name in names if not _is_current(features, folder, name, masks)]
+        pending = [name for name in names if not _is_current(features, folder, name, masks, turns.get(name, 0))]
         kept = len(names) - len(pending)
         if progress is not None:
             progress("extract", kept, len(names))
-        work = DescribeImages(folder, matcher, masks, max_tile, max(1, threads))
+        work = DescribeImages(folder, matcher, masks, max_tile, max(1, threads), turns)
         for count, found in enumerate((executor or SerialExecutor()).run(work, pending), start=kept + 1):
             if found.features is None or found.record is None:
                 failed[found.name] = found.error
@@ -266,8 +271,11 @@ def weights_digest(module: nn.Module, but: str | None = None) -> str:
     return found.hexdigest()[:16]
 
 
-def _is_current(features: FeatureStore, folder: Path, name: str, masks: Masks) -> bool:
-    return name in features and features.record(name).still_holds(folder / name, masks.file(name))
+def _is_current(features: FeatureStore, folder: Path, name: str, masks: Masks, turn: int) -> bool:
+    if name not in features:
+        return False
+    record = features.record(name)
+    return record.turn == turn and record.still_holds(folder / name, masks.file(name))
 
 
 def _not_of_colour(pixels: Tensor, colour: tuple[int, int, int]) -> Tensor:

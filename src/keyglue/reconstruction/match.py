@@ -13,19 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from typing_extensions import Self
 
 from keyglue.base.errors import InputError, StoreError
 from keyglue.base.types import Features, Matches
-from keyglue.images.coordinates import resize_keypoints
 from keyglue.pipelines.matcher import Matcher
 from keyglue.reconstruction.executor import Executor, SerialExecutor
 from keyglue.reconstruction.extract import Progress, StageReport, weights_digest
 from keyglue.reconstruction.overlap import overlap_score
 from keyglue.reconstruction.pairs import Pairs, schedule
 from keyglue.reconstruction.record import ImageRecord
-from keyglue.reconstruction.store import FeatureStore, MatchStore, PairMatches, check_names
+from keyglue.reconstruction.store import FeatureStore, MatchStore, PairMatches, check_names, upright_keypoints
 from keyglue.reconstruction.verify import VerifyOptions, pixel_scale, verify_pair
 
 NamePair = tuple[str, str]
@@ -248,17 +246,11 @@ def _verified(
     records: tuple[ImageRecord, ImageRecord],
     options: VerifyOptions,
 ) -> Matched:
-    keypoints = _full_size(features0), _full_size(features1)
+    keypoints0 = upright_keypoints(features0.keypoints, features0.image_size, records[0]).cpu().numpy()
+    keypoints1 = upright_keypoints(features1.keypoints, features1.image_size, records[1]).cpu().numpy()
     scale = max(pixel_scale(features0), pixel_scale(features1))
-    verified = verify_pair(*keypoints, found, *records, options, scale)
+    verified = verify_pair(keypoints0, keypoints1, found, *records, options, scale)
     return Matched(names, (len(features0), len(features1)), verified)
-
-
-def _full_size(features: Features) -> NDArray[np.float32]:
-    points = features.keypoints
-    if features.original_size is not None:
-        points = resize_keypoints(points, features.image_size, features.original_size)
-    return points.cpu().numpy()
 
 
 def _results(chunk: Iterable[Matched | Future[Matched]]) -> list[Matched]:

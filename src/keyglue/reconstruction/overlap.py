@@ -28,7 +28,7 @@ def overlap_score(features0: Features, features1: Features) -> int:
     Raises:
         InputError: The descriptors are not of one length.
     """
-    return descriptor_overlap(_strongest(features0), _strongest(features1))
+    return descriptor_overlap(strongest(features0), strongest(features1))
 
 
 def descriptor_overlap(descriptors0: Tensor, descriptors1: Tensor) -> int:
@@ -50,7 +50,8 @@ def descriptor_overlap(descriptors0: Tensor, descriptors1: Tensor) -> int:
     return int((best == similarity.amax(dim=0)[nearest]).sum())
 
 
-def _strongest(features: Features) -> Tensor:
+def strongest(features: Features) -> Tensor:
+    """Return unit descriptors (m, D) of an image's ``STRONGEST`` strongest keypoints, strongest first."""
     descriptors = features.descriptors
     if features.keypoint_scores is not None and len(features) > STRONGEST:
         descriptors = descriptors[features.keypoint_scores.topk(STRONGEST).indices]

@@ -34,6 +34,7 @@ from keyglue.reconstruction.refine import RefineOptions, refine_model
 from keyglue.reconstruction.show import draw_model
 from keyglue.reconstruction.store import FeatureStore, MatchStore
 from keyglue.reconstruction.times import StageTimes
+from keyglue.reconstruction.turns import find_turns
 from keyglue.reconstruction.verify import VerifyOptions, import_pycolmap, pixel_scale
 
 _SAMPLE = 16
@@ -53,6 +54,7 @@ class ReconstructOptions:
         dtype: Floating point type to compute in.
         compile: As for ``Matcher.from_pretrained``.
         masks: Which pixels may hold keypoints.
+        find_turns: Whether the images may be turned to each other: how far is then found out first.
         max_tile: Larger images are described in tiles of this many pixels on a side.
         threads: Number of threads that decode images ahead.
         memory: Bytes of features that are kept in memory while matching.
@@ -70,6 +72,7 @@ class ReconstructOptions:
     dtype: str | None = None
     compile: bool | str = False
     masks: Masks = dataclasses.field(default_factory=Masks)
+    find_turns: bool = False
     max_tile: int = 1280
     threads: int = 2
     memory: int = 1 << 30
@@ -156,6 +159,14 @@ def reconstruct(
     with locked(output):
         features, matches, pair_list = output / "features.h5", output / "matches.h5", output / "pairs.txt"
         matcher, executor, times = chosen.matcher(), chosen.executor(), StageTimes(output / "times.json")
+        turns: dict[str, int] = {}
+        if chosen.find_turns:
+            with times.of("turn") as work:
+                before = _state(output / "turns.json")
+                turns = find_turns(
+                    images, names, matcher, kept=output / "turns.json", threads=chosen.threads, progress=progress
+                )
+                work.done = before != _state(output / "turns.json")
         with times.of("extract") as work:
             described = extract_images(
                 images,
@@ -165,6 +176,7 @@ def reconstruct(
                 masks=chosen.masks,
                 max_tile=chosen.max_tile,
                 threads=chosen.threads,
+                turns=turns,
                 executor=executor,
                 progress=progress,
             )

@@ -37,6 +37,7 @@ class ImageRecord:
         modified_ns: Time of the last change.
         digest: Of the file's content.
         mask: Digest of the mask's file, empty where there is none.
+        turn: Degrees by which the upright image was turned counter-clockwise for the model: a multiple of 90.
     """
 
     size: tuple[int, int]
@@ -48,6 +49,7 @@ class ImageRecord:
     modified_ns: int = 0
     digest: str = ""
     mask: str = ""
+    turn: int = 0
 
     @classmethod
     def of(cls, path: Path, mask: Path | None = None) -> Self:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from keyglue.base.errors import InputError, StoreError
 from keyglue.base.types import Features
-from keyglue.images.coordinates import resize_keypoints
+from keyglue.images.coordinates import resize_keypoints, turn_keypoints, turned_size, unturn_keypoints
 from keyglue.reconstruction.container import Container
 from keyglue.reconstruction.record import ImageRecord
 
@@ -43,13 +43,13 @@ class FeatureStore(Container):
 
         Args:
             name: Name of the image relative to its folder, with "/".
-            features: Its features.
+            features: Its features, in pixels of what the model saw: the upright image, turned as the record says.
             record: What is known of its file.
         """
-        arrays = _feature_arrays(features, record.size)
+        arrays = _feature_arrays(features, record)
         note = {
             **record.to_dict(),
-            "seen": list(features.image_size),
+            "seen": list(turned_size(features.image_size, -record.turn)),
             "detector": features.detector,
             "features": _digest(arrays),
         }
@@ -57,7 +57,7 @@ class FeatureStore(Container):
             self.fill(group, arrays, note)
 
     def load(self, name: str) -> Features:
-        """Read the features of an image.
+        """Read the features of an image, in pixels of what the model saw.
 
         Raises:
             InputError: There are none of that name.
@@ -71,16 +71,17 @@ class FeatureStore(Container):
             if "features" in note and note["features"] != _digest(arrays):
                 raise StoreError(f"{self.path} is damaged at {name}: its content has changed. Delete the file.")
             width, height = (int(value) for value in arrays["image_size"])
-            seen = note.get("seen", (height, width))
+            seen, turn = note.get("seen", (height, width)), note.get("turn", 0)
             keypoints = torch.from_numpy(arrays["keypoints"].astype(np.float32))
+            upright = resize_keypoints(keypoints, (height, width), seen)
             return Features(
-                keypoints=resize_keypoints(keypoints, (height, width), seen),
+                keypoints=turn_keypoints(upright, turn, seen) if turn else upright,
                 descriptors=torch.from_numpy(arrays["descriptors"].T.astype(np.float32)),
-                image_size=seen,
+                image_size=turned_size(seen, turn),
                 keypoint_scores=_tensor(arrays.get("scores")),
                 scales=_tensor(arrays.get("scales")),
                 orientations=_tensor(arrays.get("orientations")),
-                original_size=(height, width),
+                original_size=turned_size((height, width), turn),
                 detector=note.get("detector", ""),
             )
 
@@ -236,9 +237,11 @@ def check_names(names: list[str]) -> None:
             raise InputError(f"the images {other} and {name} cannot be told apart in a store of matches: rename one.")
 
 
-def _feature_arrays(features: Features, size: tuple[int, int]) -> dict[str, NDArray[Any]]:
+def _feature_arrays(features: Features, record: ImageRecord) -> dict[str, NDArray[Any]]:
     """Return the datasets of an image; descriptors are halved in precision, keypoints keep their sub-pixel part."""
-    keypoints = resize_keypoints(features.keypoints.detach().cpu().float(), features.image_size, size)
+    size = record.size
+    seen = features.keypoints.detach().cpu().float()
+    keypoints = upright_keypoints(seen, features.image_size, record)
     arrays = {
         "keypoints": keypoints.numpy(),
         "descriptors": features.descriptors.detach().cpu().half().T.contiguous().numpy(),
@@ -247,6 +250,18 @@ def _feature_arrays(features: Features, size: tuple[int, int]) -> dict[str, NDAr
     more = {"scores": features.keypoint_scores, "scales": features.scales, "orientations": features.orientations}
     arrays.update({key: value.detach().cpu().float().numpy() for key, value in more.items() if value is not None})
     return arrays
+
+
+def upright_keypoints(keypoints: Tensor, seen: tuple[int, int], record: ImageRecord) -> Tensor:
+    """Map keypoints (N, 2) of what the model saw of an image to the upright image at its full size.
+
+    Args:
+        keypoints: In pixels of what the model saw.
+        seen: Its height and width.
+        record: What is known of the image.
+    """
+    full = resize_keypoints(keypoints, seen, turned_size(record.size, record.turn))
+    return unturn_keypoints(full, record.turn, record.size) if record.turn else full
 
 
 def _tensor(array: NDArray[Any] | None) -> Tensor | None:

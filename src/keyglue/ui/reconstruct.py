@@ -70,6 +70,10 @@ MaskFolder = Annotated[
 MaskColour = Annotated[
     str | None, typer.Option("--mask-colour", metavar="HEX", help="Leave out pixels of this colour, such as 000000.")
 ]
+FindTurns = Annotated[
+    bool,
+    typer.Option("--find-turns", help="Photographs may be turned to each other: find out how, and describe them so."),
+]
 MaxTile = Annotated[
     int, typer.Option("--max-tile", min=384, metavar="PIXELS", help="Describe larger images in tiles of this length.")
 ]
@@ -108,6 +112,7 @@ def reconstruct(
     equalize: options.Equalize = True,
     masks: MaskFolder = None,
     mask_colour: MaskColour = None,
+    find_turns: FindTurns = False,
     pairs: Choice = PairChoice.auto,
     neighbours: Neighbours = 20,
     overlap: Overlap = 10,
@@ -146,6 +151,7 @@ def reconstruct(
         devices=tuple(device or ()),
         dtype=dtype,
         masks=read_masks(masks, mask_colour),
+        find_turns=find_turns,
         max_tile=max_tile,
         threads=threads,
         memory=memory << 20,

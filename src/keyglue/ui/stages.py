@@ -26,6 +26,7 @@ def features(
     equalize: options.Equalize = True,
     masks: shared.MaskFolder = None,
     mask_colour: shared.MaskColour = None,
+    find_turns: shared.FindTurns = False,
     max_tile: shared.MaxTile = 1280,
     threads: shared.Threads = 2,
     device: shared.Devices = None,
@@ -35,6 +36,7 @@ def features(
     """Describe a folder of images into one HDF5 file, which hloc reads too."""
     from keyglue.reconstruction.extract import extract_images, find_images
     from keyglue.reconstruction.reconstruct import ReconstructOptions
+    from keyglue.reconstruction.turns import find_turns as find
 
     settings = ReconstructOptions(
         model=model,
@@ -46,14 +48,18 @@ def features(
         compile=compile or False,
     )
     with shared.progress_bars() as progress:
+        names, matcher = find_images(images), settings.matcher()
+        kept = output.with_suffix(".turns.json")
+        turns = find(images, names, matcher, kept=kept, threads=threads, progress=progress) if find_turns else None
         report = extract_images(
             images,
-            find_images(images),
+            names,
             output,
-            settings.matcher(),
+            matcher,
             masks=shared.read_masks(masks, mask_colour),
             max_tile=max_tile,
             threads=threads,
+            turns=turns,
             executor=settings.executor(),
             progress=progress,
         )
