@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from keyglue.pipelines.matcher import Matcher
 from keyglue.reconstruction.extract import extract_images
 from keyglue.reconstruction.reconstruct import ReconstructOptions, reconstruct
 from keyglue.reconstruction.store import FeatureStore
 from keyglue.reconstruction.turns import Fit, connected_turns, find_turns
+from keyglue.ui.cli import app
 
 from .conftest import Corner, MakeMatcher
 
@@ -41,6 +43,9 @@ def test_turns_are_found_and_kept(turned: Path, matcher: Matcher, tmp_path: Path
     again: list[tuple[str, int, int]] = []
     assert find_turns(turned, names, matcher, kept=kept, progress=lambda *stage: again.append(stage)) == found
     assert again == []
+    matcher = Matcher(matcher.model, matcher.processor, equalize=False)  # seen with other contrast: looked at again
+    assert find_turns(turned, names, matcher, kept=kept, progress=lambda *stage: again.append(stage)) == found
+    assert len(again) == len(names)
     kept.write_text('{"made_from": ')
     assert find_turns(turned, names[:2], matcher, kept=kept) == {name: BACK[name] for name in names[:2]}
 
@@ -85,3 +90,18 @@ def test_turned_photographs_become_one_model(turned: Path, tmp_path: Path) -> No
     found = reconstruct(turned, tmp_path / "model", ReconstructOptions(**settings, find_turns=True))
     assert (found.summary.registered, found.models) == (6, 1)
     assert list(found.seconds) == ["turn", "extract", "pairs", "match", "map"]
+    plain = reconstruct(turned, tmp_path / "plain", ReconstructOptions(**settings))
+    assert found.summary.observations > 1.2 * plain.summary.observations
+
+
+def test_the_command_says_what_may_help_where_images_stay_out(turned: Path, assets: Path, tmp_path: Path) -> None:
+    with Image.open(assets / "brick.png") as picture:
+        picture.convert("L").resize((360, 270)).save(turned / "elsewhere.png")
+    command = ["reconstruct", str(turned), "-o", str(tmp_path / "plain"), "--max-keypoints", "384", "--resize", "360"]
+    plain = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    assert plain.exit_code == 0, plain.output
+    assert "of 7 images are not in the model" in plain.stderr
+    assert "--find-turns" in plain.stderr
+    found = CliRunner().invoke(app, [*command, "--device", "cpu", "--find-turns"])
+    assert "6 of 7" in found.stdout
+    assert "--find-turns" not in found.stderr

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from keyglue.base.errors import ImageError, InputError, KeyglueError
+from keyglue.base.errors import ImageError, InputError
 from keyglue.base.types import Features
 from keyglue.images.contrast import with_contrast
-from keyglue.images.read import image_size, load_pixels, read_mask
+from keyglue.images.read import load_pixels, read_mask
 from keyglue.images.resize import resize_image, resize_mask
 from keyglue.pipelines.matcher import Matcher
+from keyglue.reconstruction.ahead import ready_ahead
 from keyglue.reconstruction.executor import Executor, SerialExecutor
 from keyglue.reconstruction.record import ImageRecord
 from keyglue.reconstruction.store import FeatureStore
@@ -31,8 +31,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", 
 Progress = Callable[[str, int, int], None]
 # Entries of a configuration that change nothing about the features.
 _NOT_SETTINGS = ("transformers_version", "attn_implementation", "dtype", "architectures")
-# Pixels of images that are decoded and not yet described, beside the one that comes next.
-_AHEAD = 30_000_000
 _COLOUR_TOLERANCE = 10  # of 255, because JPEG changes colours a little
 _COLOUR_MARGIN = 4  # pixels, because the edge of a coloured area is no corner of the scene
 
@@ -124,28 +122,8 @@ class DescribeImages:
 
     def __call__(self, items: Iterable[str]) -> Iterator[Described]:
         """Yield each image's features, or why there are none."""
-        waiting: deque[tuple[str, int, Future[_Prepared]]] = deque()
-        with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                for name in items:
-                    pixels = self._pixels(name)
-                    while waiting and (
-                        len(waiting) > 2 * self.threads or pixels + sum(entry[1] for entry in waiting) > _AHEAD
-                    ):
-                        yield self._finish(*waiting.popleft())
-                    waiting.append((name, pixels, pool.submit(self._prepare, name)))
-                while waiting:
-                    yield self._finish(*waiting.popleft())
-            finally:
-                for *_, future in waiting:
-                    future.cancel()
-
-    def _pixels(self, name: str) -> int:
-        try:
-            height, width = image_size(self.folder / name)
-        except KeyglueError:
-            return 0  # the thread that decodes it will say what is wrong
-        return height * width
+        for name, future in ready_ahead(self._prepare, self.folder, items, self.threads):
+            yield self._finish(name, future)
 
     def _prepare(self, name: str) -> _Prepared:
         path, mask_file = self.folder / name, self.masks.file(name)
@@ -165,7 +143,7 @@ class DescribeImages:
         pixels = torch.rot90(resize_image(pixels, seen, steps.resample), record.turn // 90, (-2, -1))
         return _Prepared(record, pixels, mask)
 
-    def _finish(self, name: str, _: int, future: Future[_Prepared]) -> Described:
+    def _finish(self, name: str, future: Future[_Prepared]) -> Described:
         try:
             ready = future.result()
             features = describe_tiled(self.matcher, ready.pixels, ready.mask, self.max_tile)
@@ -232,7 +210,7 @@ def extract_images(
         kept = len(names) - len(pending)
         if progress is not None:
             progress("extract", kept, len(names))
-        work = DescribeImages(folder, matcher, masks, max_tile, max(1, threads), turns)
+        work = DescribeImages(folder, matcher, masks, max_tile, threads, turns)
         for count, found in enumerate((executor or SerialExecutor()).run(work, pending), start=kept + 1):
             if found.features is None or found.record is None:
                 failed[found.name] = found.error

@@ -9,11 +9,9 @@ these notes connect the images. In each connected part most images stay as they 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,8 +25,9 @@ from keyglue.images.contrast import with_contrast
 from keyglue.images.read import load_pixels
 from keyglue.images.resize import resize_image, resized_size
 from keyglue.pipelines.matcher import Matcher
+from keyglue.reconstruction.ahead import ready_ahead
 from keyglue.reconstruction.choose import digest
-from keyglue.reconstruction.extract import Progress, weights_digest
+from keyglue.reconstruction.extract import Masks, Progress, feature_header
 from keyglue.reconstruction.overlap import descriptor_overlap, strongest
 
 _TURNS = (0, 90, 180, 270)
@@ -39,7 +38,6 @@ _LEAST, _CLEARLY = 16, 2.0
 _ANCHORS, _RECENT = 200, 8
 # By so many keypoints, the strongest ones.
 _KEYPOINTS = 256
-_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +72,11 @@ def find_turns(
         folder: The images' folder.
         names: Names of the images relative to it. One that cannot be read is not turned.
         matcher: Describes the images.
-        kept: JSON file to keep the answer in; it is believed as long as the images are the same.
+        kept: JSON file to keep the answer in; it is believed as long as images and settings are the same.
         threads: Number of threads that decode images ahead.
         progress: Called with "turn", the number of images done and that of all.
     """
-    key = digest([_stamp(folder, name) for name in names], weights_digest(matcher.model.keypoint_detector))
+    key = digest([_stamp(folder, name) for name in names], feature_header(matcher, Masks()))
     if kept is not None:
         with suppress(OSError, ValueError, TypeError, KeyError):
             found = json.loads(kept.read_text(encoding="utf-8"))
@@ -86,16 +84,13 @@ def find_turns(
                 return {name: int(found["turns"][name]) for name in names}
     fits: list[Fit] = []
     step = -(-len(names) // _ANCHORS)
-    anchors: list[tuple[int, Tensor]] = []
-    recent: deque[tuple[int, Tensor]] = deque(maxlen=_RECENT)
+    upright: dict[int, Tensor] = {}  # of the anchors and the images just before
     for number, turned in enumerate(_descriptors(folder, names, matcher, threads)):
-        for other, upright in {**dict(anchors), **dict(recent)}.items():
-            fit = _fit(other, number, upright, turned)
-            if fit is not None:
-                fits.append(fit)
-        if number % step == 0:
-            anchors.append((number, turned[0]))
-        recent.append((number, turned[0]))
+        compared = (_fit(other, number, descriptors, turned) for other, descriptors in upright.items())
+        fits += [fit for fit in compared if fit is not None]
+        upright[number] = turned[0]
+        if (number - _RECENT) % step:
+            upright.pop(number - _RECENT, None)
         if progress is not None:
             progress("turn", number + 1, len(names))
     turns = dict(zip(names, connected_turns(len(names), fits), strict=True))
@@ -144,31 +139,25 @@ def _descriptors(folder: Path, names: Sequence[str], matcher: Matcher, threads: 
     steps = matcher.processor.steps(do_resize=False)
     nothing = torch.zeros(0, matcher.model.keypoint_detector.config.descriptor_decoder_dim)
 
-    def prepare(name: str) -> Tensor | None:
-        try:
-            pixels = load_pixels(folder / name, guess_range=False)
-            pixels = with_contrast(pixels) if matcher.equalize else pixels
-            size = resized_size((pixels.shape[1], pixels.shape[2]), {"longest_edge": _COPY})
-            return resize_image(pixels, size, steps.resample)
-        except (KeyglueError, OSError):
-            return None  # whoever describes it will say what is wrong
+    def prepare(name: str) -> Tensor:
+        pixels = load_pixels(folder / name, guess_range=False)
+        pixels = with_contrast(pixels) if matcher.equalize else pixels
+        size = resized_size((pixels.shape[1], pixels.shape[2]), {"longest_edge": _COPY})
+        return resize_image(pixels, size, steps.resample)
 
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = deque(pool.submit(prepare, name) for name in names[:_AHEAD])
-        for following in itertools.chain(names[_AHEAD:], [None] * min(_AHEAD, len(names))):
-            pixels = ahead.popleft().result()
-            if following is not None:
-                ahead.append(pool.submit(prepare, following))
-            if pixels is None:
-                yield [nothing] * len(_TURNS)
-                continue
-            found: list[Tensor] = []
-            for degrees in _TURNS:
-                seen = steps.apply(torch.rot90(pixels, degrees // 90, (-2, -1)), "channels_first")
-                with torch.no_grad():
-                    features = matcher.model.extract(to_device(seen, matcher.model.device))
-                found.append(strongest(features)[:_KEYPOINTS])
-            yield found
+    for _, ready in ready_ahead(prepare, folder, names, threads):
+        try:
+            pixels = ready.result()
+        except (KeyglueError, OSError):  # whoever describes it will say what is wrong
+            yield [nothing] * len(_TURNS)
+            continue
+        found: list[Tensor] = []
+        for degrees in _TURNS:
+            seen = steps.apply(torch.rot90(pixels, degrees // 90, (-2, -1)), "channels_first")
+            with torch.no_grad():
+                features = matcher.model.extract(to_device(seen, matcher.model.device))
+            found.append(strongest(features)[:_KEYPOINTS])
+        yield found
 
 
 def _stamp(folder: Path, name: str) -> tuple[str, int, int]:

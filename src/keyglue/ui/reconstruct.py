@@ -12,7 +12,7 @@ import typer
 
 from keyglue.base.files import atomic_path
 from keyglue.ui import options
-from keyglue.ui.console import console, print_error, print_rows
+from keyglue.ui.console import console, print_error, print_hint, print_rows
 
 if TYPE_CHECKING:
     from keyglue.reconstruction.colmap import ModelSummary
@@ -174,6 +174,12 @@ def reconstruct(
     print_rows(
         [*summary_rows(found.summary), ("models", str(found.models)), ("time", times), ("written to", str(output))]
     )
+    missing = found.summary.images - found.summary.registered
+    if missing and not find_turns:
+        print_hint(
+            f"{missing} of {found.summary.images} images are not in the model. If the photographs are turned to each "
+            "other, --find-turns helps."
+        )
 
 
 def show(
